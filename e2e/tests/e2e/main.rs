@@ -1,0 +1,139 @@
+//! The end-to-end tests: everything that a user does, against a real control plane, a real registry and real containers.
+//!
+//! `cargo test -p larder-e2e NAME` runs those whose name contains NAME; `hack/test e2e` builds what they need first. Tests that
+//! leave a cluster as they found it share one and run side by side; tests that stop or break its parts share another, one at a
+//! time.
+
+mod disruption;
+mod image_cache;
+mod lifecycle;
+mod network;
+mod node;
+mod registry;
+mod scheduling;
+mod volumes;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use futures::future::BoxFuture;
+use larder_e2e::cluster::{Cluster, Options};
+use libtest_mimic::{Arguments, Failed, Trial};
+use tokio::runtime::Runtime;
+use tokio::sync::{Mutex, OnceCell};
+
+/// No test takes longer; one that does hangs.
+const TEST_LIMIT: Duration = Duration::from_secs(300);
+
+/// A test on the shared cluster.
+type Shared = for<'c> fn(&'c Cluster) -> BoxFuture<'c, Result<()>>;
+/// A test that has a cluster for itself while it runs.
+type Alone = for<'c> fn(&'c mut Cluster) -> BoxFuture<'c, Result<()>>;
+
+/// The clusters, started when first asked for.
+struct Clusters {
+    runtime: Runtime,
+    shared: OnceCell<Cluster>,
+    alone: OnceCell<Mutex<Cluster>>,
+}
+
+/// Names a function as a test.
+macro_rules! tests {
+    ($module:ident: $($name:ident),+ $(,)?) => {
+        vec![$((concat!(stringify!($module), "::", stringify!($name)), |cluster| Box::pin($module::$name(cluster)))),+]
+    };
+}
+
+fn main() -> ExitCode {
+    match larder_e2e::isolation::run(run) {
+        Ok(code) => code,
+        Err(error) => {
+            #[expect(clippy::print_stderr, reason = "this is where the user looks")]
+            {
+                eprintln!("{error:#}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> ExitCode {
+    // Several crates of the graph use rustls; it wants one provider for the process.
+    drop(rustls::crypto::ring::default_provider().install_default());
+    let arguments = Arguments::from_args();
+    let runtime = match Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(_) => return ExitCode::FAILURE,
+    };
+    let clusters = Arc::new(Clusters { runtime, shared: OnceCell::new(), alone: OnceCell::new() });
+    let mut trials = Vec::new();
+    for (name, test) in shared() {
+        let clusters = clusters.clone();
+        trials.push(Trial::test(name, move || clusters.run_shared(test)));
+    }
+    for (name, test) in alone() {
+        let clusters = clusters.clone();
+        trials.push(Trial::test(name, move || clusters.run_alone(test)));
+    }
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// Tests that leave the cluster as they found it.
+fn shared() -> Vec<(&'static str, Shared)> {
+    let mut all: Vec<(&'static str, Shared)> = Vec::new();
+    all.extend::<Vec<(&'static str, Shared)>>(tests!(scheduling: by_label, by_namespace_label, by_node_selector, other_pods_are_left_alone, refused_pods_say_why));
+    all.extend::<Vec<(&'static str, Shared)>>(tests!(lifecycle: completion_and_exit_codes, crash_loop_backs_off, deletion_keeps_to_its_grace, init_containers_run_in_order, logs_have_the_kubelets_options, memory_limit_kills, unsupported_fields_are_refused_by_name));
+    all.extend::<Vec<(&'static str, Shared)>>(tests!(volumes: objects_reach_files_and_variables, missing_objects_are_named_and_awaited, tokens_reach_the_api_server));
+    all.extend::<Vec<(&'static str, Shared)>>(tests!(network: pods_reach_pods_and_services, names_and_resolver));
+    all.extend::<Vec<(&'static str, Shared)>>(
+        tests!(registry: wrong_digest, truncated, unauthorized, not_found, too_many_requests, slow, pull_secret),
+    );
+    all.extend::<Vec<(&'static str, Shared)>>(tests!(image_cache: made_by_hand, pinned_without_the_registry, matched_without_the_registry, made_when_missing, pinned_to_one_that_is_missing, pinned_to_one_in_the_making, one_for_many_pods, gone_from_the_host_when_deleted, invalid_annotations, as_kubectl_shows_it));
+    all.extend::<Vec<(&'static str, Shared)>>(tests!(node: shape, deleted_and_recreated));
+    all
+}
+
+/// Tests that stop or break parts of the cluster.
+fn alone() -> Vec<(&'static str, Alone)> {
+    tests!(disruption: agent_killed, provider_killed, agent_away_shows_on_the_node, api_server_away, disk_full)
+}
+
+impl Clusters {
+    fn run_shared(&self, test: Shared) -> Result<(), Failed> {
+        self.runtime.block_on(async {
+            let options =
+                Options { tag: 's', net: 201, nodes: 1, agent_flags: Vec::new(), small_disk: None, kube_proxy: true };
+            let cluster = self.shared.get_or_try_init(|| Cluster::start(options)).await.map_err(failed)?;
+            limited(test(cluster)).await.map_err(failed)
+        })
+    }
+
+    fn run_alone(&self, test: Alone) -> Result<(), Failed> {
+        self.runtime.block_on(async {
+            let options = Options {
+                tag: 'a',
+                net: 202,
+                nodes: 1,
+                agent_flags: Vec::new(),
+                small_disk: Some(512 << 20),
+                kube_proxy: false,
+            };
+            let start = async { Cluster::start(options).await.map(Mutex::new) };
+            let cluster = self.alone.get_or_try_init(|| start).await.map_err(failed)?;
+            let mut cluster = cluster.lock().await;
+            limited(test(&mut cluster)).await.map_err(failed)
+        })
+    }
+}
+
+async fn limited(test: BoxFuture<'_, Result<()>>) -> Result<()> {
+    tokio::time::timeout(TEST_LIMIT, test)
+        .await
+        .with_context(|| format!("the test takes longer than {TEST_LIMIT:?}"))?
+}
+
+fn failed(error: anyhow::Error) -> Failed {
+    Failed::from(format!("{error:#}"))
+}

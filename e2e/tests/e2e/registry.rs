@@ -1,0 +1,129 @@
+//! A registry that misbehaves: the cause is in `kubectl describe pod`, nothing half-done stays, and the pod recovers by itself.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use http::StatusCode;
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::{Pod, Secret};
+use larder_e2e::cluster::{Cluster, TEST_REGISTRY};
+use larder_e2e::registry_proxy::{Fault, Kind, Rule};
+use larder_e2e::scene::{SOON, Scene, at, phase};
+use serde_json::json;
+
+/// Breaks a repository, sees that a pod says what is wrong, heals it, and sees the pod succeed.
+async fn broken_then_healed(cluster: &Cluster, name: &str, rule: Rule, words: &[&str]) -> Result<()> {
+    let image = cluster.own_image(name).await?;
+    cluster.registry.add(name, rule);
+    let scene = Scene::new(cluster, name, &[]).await?;
+    let spec = json!({"restartPolicy": "Never", "containers": [{"name": "main", "image": image, "command": ["true"]}]});
+    scene.pod("puller", spec).await?;
+    let waiting = |pod: &Pod| at(pod, "/status/containerStatuses/0/state/waiting");
+    let is_backing_off = |pod: &Pod| waiting(pod)["reason"] == "ImagePullBackOff";
+    let pod = scene.wait_pod("puller", "backing off", is_backing_off).await?;
+    ensure!(phase(&pod) == "Pending", "{pod:?}");
+    let described = scene.describe("puller").await?;
+    for word in words {
+        ensure!(described.contains(word), "{word:?} is not in\n{described}");
+    }
+    ensure!(described.contains("ErrImagePull") && described.contains("Failed to pull image"), "{described}");
+    nothing_half_done(cluster).await?;
+    cluster.registry.heal(name);
+    scene.wait_phase("puller", "Succeeded").await?;
+    Ok(())
+}
+
+/// Waits until nothing is in progress in the store (others may be pulling), and sees that every layer in it is whole:
+/// `meta.json` is what is written last.
+async fn nothing_half_done(cluster: &Cluster) -> Result<()> {
+    let store = cluster.store(0);
+    let in_progress = || -> Result<Vec<PathBuf>> {
+        std::fs::read_dir(store.join("ingest"))?.map(|entry| Ok(entry?.path())).collect()
+    };
+    let mut pauses = tokio::time::interval(Duration::from_millis(100));
+    let ended = async {
+        while !in_progress()?.is_empty() {
+            pauses.tick().await;
+        }
+        Ok::<_, anyhow::Error>(())
+    };
+    match tokio::time::timeout(SOON, ended).await {
+        Ok(result) => result?,
+        Err(_) => anyhow::bail!("this stays in the store: {:?}", in_progress()?),
+    }
+    for entry in std::fs::read_dir(store.join("layers"))? {
+        let layer = entry?.path();
+        ensure!(layer.join("meta.json").exists(), "{} is half-done", layer.display());
+    }
+    Ok(())
+}
+
+pub(crate) async fn wrong_digest(cluster: &Cluster) -> Result<()> {
+    let rule = Rule::every(Kind::Blob, Fault::FlipByte { at: 600 });
+    broken_then_healed(cluster, "wrong-digest", rule, &["digest", "sha256:"]).await
+}
+
+pub(crate) async fn truncated(cluster: &Cluster) -> Result<()> {
+    let rule = Rule::every(Kind::Blob, Fault::Truncate { after: 100 });
+    broken_then_healed(cluster, "truncated", rule, &["blob"]).await
+}
+
+pub(crate) async fn unauthorized(cluster: &Cluster) -> Result<()> {
+    let rule = Rule::every(Kind::Manifest, Fault::Status(StatusCode::UNAUTHORIZED));
+    broken_then_healed(cluster, "unauthorized", rule, &["401", "imagePullSecrets"]).await
+}
+
+pub(crate) async fn not_found(cluster: &Cluster) -> Result<()> {
+    let rule = Rule::every(Kind::Manifest, Fault::Status(StatusCode::NOT_FOUND));
+    broken_then_healed(cluster, "not-found", rule, &["not found"]).await
+}
+
+pub(crate) async fn too_many_requests(cluster: &Cluster) -> Result<()> {
+    let rule = Rule::every(Kind::Manifest, Fault::TooManyRequests { retry_after: 1 });
+    broken_then_healed(cluster, "too-many", rule, &["429"]).await
+}
+
+/// A slow registry is waited for.
+pub(crate) async fn slow(cluster: &Cluster) -> Result<()> {
+    let image = cluster.own_image("slow").await?;
+    let drip = Fault::Drip { piece: 64 << 10, pause: Duration::from_millis(200) };
+    cluster.registry.add("slow", Rule::every(Kind::Blob, drip));
+    let scene = Scene::new(cluster, "slow", &[]).await?;
+    let spec = json!({"restartPolicy": "Never", "containers": [{"name": "main", "image": image, "command": ["true"]}]});
+    scene.pod("patient", spec).await?;
+    scene.wait_phase("patient", "Succeeded").await?;
+    let events = scene.events("patient").await?;
+    ensure!(!events.iter().any(|event| event.starts_with("Failed")), "{events:#?}");
+    cluster.registry.heal("slow");
+    Ok(())
+}
+
+/// A private image is had with the pod's secret, and not without.
+pub(crate) async fn pull_secret(cluster: &Cluster) -> Result<()> {
+    let image = cluster.own_image("private").await?;
+    let needs = Fault::Credentials { username: "user".into(), password: "secret".into() };
+    cluster.registry.add("private", Rule { kind: None, reference: None, fault: needs, times: None });
+    let scene = Scene::new(cluster, "pull-secret", &[]).await?;
+    let container = json!({"name": "main", "image": image, "command": ["true"]});
+    scene.pod("without", json!({"restartPolicy": "Never", "containers": [container]})).await?;
+    let refused = |pod: &Pod| at(pod, "/status/containerStatuses/0/state/waiting/reason") == "ImagePullBackOff";
+    scene.wait_pod("without", "refused", refused).await?;
+    // The mirror has the image, so it is the mirror's name that the login is for: no login goes to another host.
+    let mirror = cluster.registry.address().to_string();
+    let login = json!({"username": "user", "password": "secret"});
+    let config = json!({"auths": {TEST_REGISTRY: {"username": "user", "password": "wrong"}, mirror: login}});
+    let mut secret: Secret =
+        serde_json::from_value(json!({"metadata": {"name": "login"}, "type": "kubernetes.io/dockerconfigjson"}))?;
+    secret.data = Some([(".dockerconfigjson".to_owned(), ByteString(config.to_string().into_bytes()))].into());
+    scene.api::<Secret>().create(&Default::default(), &secret).await?;
+    let spec = json!({"restartPolicy": "Never", "containers": [container], "imagePullSecrets": [{"name": "login"}]});
+    scene.pod("with", spec).await?;
+    scene.wait_phase("with", "Succeeded").await?;
+    // What another pod pulled with its credentials is not there for one that has none.
+    let again = json!({"restartPolicy": "Never", "containers": [{"name": "main", "image": image, "command": ["true"], "imagePullPolicy": "IfNotPresent"}]});
+    scene.annotated_pod("still-without", json!({"k8s.aliyun.com/eci-auto-imc": "false"}), again).await?;
+    scene.wait_pod("still-without", "refused", refused).await?;
+    cluster.registry.heal("private");
+    Ok(())
+}

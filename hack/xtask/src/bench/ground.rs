@@ -1,0 +1,201 @@
+//! The cluster that is measured: one virtual node with nothing else on it, an agent with an empty store, a registry with
+//! the large image. Everything is left as it was found: a cluster that was up stays up with its own store, one that was
+//! brought up for the bench goes down again.
+
+use crate::bench::pods;
+use crate::console::{blocking_step, step};
+use crate::images::{self, Set};
+use crate::larder::{Agent, Provider};
+use crate::process::{self, Process};
+use crate::up::layout::{Layout, Settings};
+use crate::{down, manifests, workspace};
+use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::core::v1::{Pod, ServiceAccount};
+use kube::Client;
+use kube::api::{Api, ListParams};
+use kube::runtime::wait::await_condition;
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+use tokio::process::Command;
+
+/// The namespace of the bench's pods.
+pub(super) const NAMESPACE: &str = "larder-bench";
+/// How long an agent gets to end by itself.
+const GRACE: Duration = Duration::from_secs(20);
+/// How long the cluster gets to act on an object.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// The ground that a bench stands on.
+pub(super) struct Ground {
+    layout: Layout,
+    /// For the administrator.
+    pub(super) client: Client,
+    /// The agent that is measured.
+    agent: Agent,
+    /// Where its own store waits for the end.
+    kept: PathBuf,
+    brought_up: bool,
+}
+
+impl Ground {
+    /// Brings a cluster up if there is none, and takes its first node for the bench.
+    pub(super) async fn take() -> Result<Self> {
+        let layout = Layout::new(&workspace::state());
+        let brought_up = Settings::read(&layout).is_none();
+        if brought_up {
+            this_program(&["up", "--empty"]).await?;
+        }
+        serve_images(&layout).await?;
+        let client = manifests::client(&layout.kubeconfig()).await?;
+        let mut agent = layout.agent(0);
+        if !brought_up {
+            ensure_unused(&client, &agent.node).await?;
+        }
+        agent.extra.extend(["--log-format".to_owned(), "json".to_owned()]);
+        agent.env.push(("RUST_LOG".to_owned(), "info,larder::start=debug".to_owned()));
+        let kept = agent.root.with_extension("kept");
+        let ground = Self { layout, client, agent, kept, brought_up };
+        ground.take_node().await?;
+        Ok(ground)
+    }
+
+    async fn take_node(&self) -> Result<()> {
+        ensure!(!self.kept.exists(), "{} is left from a bench that was killed: move it back", self.kept.display());
+        let namespace = format!("apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {NAMESPACE}\n");
+        manifests::apply(&self.client, &namespace, NAMESPACE).await?;
+        let accounts: Api<ServiceAccount> = Api::namespaced(self.client.clone(), NAMESPACE);
+        let made = await_condition(accounts, "default", |account: Option<&ServiceAccount>| account.is_some());
+        tokio::time::timeout(DEADLINE, made).await.context("the default service account is not made")??;
+        self.stop_agent().await?;
+        if self.agent.root.exists() {
+            fs::rename(&self.agent.root, &self.kept).context("set the node's own store aside")?;
+        }
+        Ok(())
+    }
+
+    /// The node that is measured.
+    pub(super) fn node(&self) -> &str {
+        &self.agent.node
+    }
+
+    /// Starts the agent with an empty store, and waits until the node runs a pod.
+    pub(super) async fn fresh_store(&self) -> Result<()> {
+        self.stop_agent().await?;
+        remove(&self.agent.root)?;
+        self.agent.start()?;
+        pods::first(self).await.context("run a first pod on the fresh node")
+    }
+
+    async fn stop_agent(&self) -> Result<()> {
+        let (agent, run) = (self.agent.clone(), self.layout.run());
+        tokio::task::spawn_blocking(move || {
+            if let Some(process) = process::find(&run, &agent.name()) {
+                process.stop(GRACE)?;
+            }
+            down::clear_agent(&agent)
+        })
+        .await
+        .context("stopping the agent panicked")?
+    }
+
+    /// The agent's process.
+    pub(super) fn agent_process(&self) -> Result<Process> {
+        process::find(&self.layout.run(), &self.agent.name()).context("the agent does not run")
+    }
+
+    /// The provider's process.
+    pub(super) fn provider_process(&self) -> Result<Process> {
+        process::find(&self.layout.run(), Provider::NAME).context("the provider does not run")
+    }
+
+    /// The monitors of the agent's containers.
+    pub(super) fn monitors(&self) -> Vec<i32> {
+        down::monitors(&self.agent.run_dir).into_iter().collect()
+    }
+
+    /// Where the agent's log ends now.
+    pub(super) fn log_mark(&self) -> Result<usize> {
+        Ok(fs::read(self.agent_process()?.log_file())?.len())
+    }
+
+    /// What the agent has logged since `mark`.
+    pub(super) fn log_since(&self, mark: usize) -> Result<String> {
+        let text = fs::read(self.agent_process()?.log_file())?;
+        Ok(String::from_utf8_lossy(text.get(mark..).unwrap_or_default()).into_owned())
+    }
+
+    /// A sample image, as a pod on the node names it.
+    pub(super) fn image(&self, name: &str) -> String {
+        format!("{}/{name}", self.layout.registry_address())
+    }
+
+    /// Puts back what was there.
+    pub(super) async fn leave(self) -> Result<()> {
+        step("leave the cluster as it was found", async {
+            let namespace = format!("apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {NAMESPACE}\n");
+            pods::remove_all(&self).await?;
+            manifests::delete(&self.client, &namespace, NAMESPACE).await?;
+            self.stop_agent().await?;
+            remove(&self.agent.root)?;
+            if self.kept.exists() {
+                fs::rename(&self.kept, &self.agent.root).context("put the node's own store back")?;
+            }
+            if self.brought_up {
+                return Ok(());
+            }
+            self.layout.agent(0).start()?;
+            Ok(())
+        })
+        .await?;
+        if self.brought_up { this_program(&["down"]).await } else { Ok(()) }
+    }
+}
+
+/// Another command of this program. What it has to say goes to where progress goes: the result of a bench is alone on the
+/// standard output.
+async fn this_program(args: &[&str]) -> Result<()> {
+    let program = std::env::current_exe().context("find this program")?;
+    let mut command = Command::new(program);
+    command.args(args).stdout(std::io::stderr());
+    let status = command.status().await.with_context(|| format!("run {}", args.join(" ")))?;
+    ensure!(status.success(), "{} failed: {status}", args.join(" "));
+    Ok(())
+}
+
+/// The large image in the registry.
+async fn serve_images(layout: &Layout) -> Result<()> {
+    let out = layout.images();
+    blocking_step("make the large image (minutes, once)", move || images::build(&out, Set::WithLarge, &mut |_| ()))
+        .await?;
+    let url = format!("http://{}", layout.registry_address());
+    step("push it to the registry", images::push(&layout.images(), &url, Set::WithLarge, &mut |_| ())).await?;
+    Ok(())
+}
+
+/// Others' pods would be measured with ours, and stopping the agent would stop them.
+async fn ensure_unused(client: &Client, node: &str) -> Result<()> {
+    let pods: Api<Pod> = Api::all(client.clone());
+    let there = pods.list(&ListParams::default().fields(&format!("spec.nodeName={node}"))).await?;
+    ensure!(
+        there.items.is_empty(),
+        "{} pods are on {node}, and the bench wants it to itself: hack/down, then hack/up --empty",
+        there.items.len()
+    );
+    let caches = pods::image_caches(client).await?.list(&ListParams::default()).await?;
+    ensure!(
+        caches.items.is_empty(),
+        "there are {} image caches, which the bench's fresh node would fetch: delete them first",
+        caches.items.len()
+    );
+    Ok(())
+}
+
+fn remove(root: &std::path::Path) -> Result<()> {
+    match fs::remove_dir_all(root) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("remove {}", root.display()))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}

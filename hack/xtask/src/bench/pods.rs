@@ -1,0 +1,241 @@
+//! Pods that are started to be measured, and the clock: from just before the request to create one until the watch event
+//! that shows it Ready, both in this process.
+
+use super::ground::{Ground, NAMESPACE};
+use crate::images::BUSYBOX;
+use anyhow::{Context, Result, bail, ensure};
+use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Api, DeleteParams, DynamicObject, ListParams, PostParams};
+use kube::core::GroupVersionKind;
+use kube::discovery::pinned_kind;
+use kube::runtime::wait::await_condition;
+use kube::runtime::watcher::{self, Event, watcher};
+use kube::{Client, ResourceExt};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How long a pod may take to be Ready, or to be gone.
+const DEADLINE: Duration = Duration::from_secs(180);
+/// The label of the bench's pods.
+const LABEL: &str = "larder-bench";
+
+/// Who says on which node a pod runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Placed {
+    /// The pod itself.
+    Directly,
+    /// The scheduler.
+    ByScheduler,
+}
+
+/// How a pod gets its image.
+#[derive(Debug, Clone)]
+pub(super) enum From {
+    /// From the registry, as far as the store does not have it; no cache is looked for or made.
+    Registry,
+    /// From the image cache of this id.
+    Cache(String),
+}
+
+/// A kind of pod.
+#[derive(Debug, Clone)]
+pub(super) struct Kind {
+    /// The image.
+    pub(super) image: String,
+    /// Where it comes from.
+    pub(super) from: From,
+    /// How it gets to the node.
+    pub(super) placed: Placed,
+}
+
+/// Starts pods one after the other and times them.
+pub(super) struct Starter {
+    pods: Api<Pod>,
+    node: String,
+    events: BoxStream<'static, Result<Event<Pod>, watcher::Error>>,
+    started: usize,
+}
+
+impl Starter {
+    /// Its watch is up when this returns.
+    pub(super) async fn new(ground: &Ground) -> Result<Self> {
+        let pods: Api<Pod> = Api::namespaced(ground.client.clone(), NAMESPACE);
+        let mut events = watcher(pods.clone(), watcher::Config::default().labels(LABEL)).boxed();
+        while let Some(event) = tokio::time::timeout(DEADLINE, events.try_next()).await?? {
+            if matches!(event, Event::InitDone) {
+                break;
+            }
+        }
+        Ok(Self { pods, node: ground.node().to_owned(), events, started: 0 })
+    }
+
+    /// Creates a pod and waits until it is seen Ready. Returns its name and the time that took.
+    pub(super) async fn start(&mut self, kind: &Kind) -> Result<(String, Duration)> {
+        self.started += 1;
+        let name = format!("bench-{}", self.started);
+        let pod = pod(&name, kind, &self.node)?;
+        let begin = Instant::now();
+        self.pods.create(&PostParams::default(), &pod).await.with_context(|| format!("create pod {name}"))?;
+        match tokio::time::timeout(DEADLINE, self.seen_ready(&name)).await {
+            Ok(seen) => Ok((name, seen?.duration_since(begin))),
+            Err(_) => {
+                let pod = self.pods.get_status(&name).await?;
+                bail!("pod {name} is not Ready after {DEADLINE:?}: {}", status(&pod))
+            }
+        }
+    }
+
+    async fn seen_ready(&mut self, name: &str) -> Result<Instant> {
+        while let Some(event) = self.events.try_next().await? {
+            let (Event::Apply(pod) | Event::InitApply(pod)) = event else { continue };
+            if pod.name_any() != name {
+                continue;
+            }
+            if is_ready(&pod) {
+                return Ok(Instant::now());
+            }
+            let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+            ensure!(!matches!(phase, Some("Failed" | "Succeeded")), "pod {name} ended: {}", status(&pod));
+        }
+        bail!("the watch of pods ended")
+    }
+
+    /// Deletes a pod and waits until it is gone.
+    pub(super) async fn remove(&mut self, name: &str) -> Result<()> {
+        self.pods.delete(name, &DeleteParams::default()).await.with_context(|| format!("delete pod {name}"))?;
+        let gone = async {
+            while let Some(event) = self.events.try_next().await? {
+                if matches!(&event, Event::Delete(pod) if pod.name_any() == name) {
+                    return Ok(());
+                }
+            }
+            bail!("the watch of pods ended")
+        };
+        tokio::time::timeout(DEADLINE, gone)
+            .await
+            .with_context(|| format!("pod {name} is not gone after {DEADLINE:?}"))?
+    }
+}
+
+/// A pod whose one container waits, and ends at once when it is asked to.
+fn pod(name: &str, kind: &Kind, node: &str) -> Result<Pod> {
+    let annotations = match &kind.from {
+        From::Registry => json!({ "k8s.aliyun.com/eci-auto-imc": "false" }),
+        From::Cache(id) => json!({ "k8s.aliyun.com/eci-imc-id": id }),
+    };
+    let mut spec = json!({
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": 5,
+        // Every taint, that of a disk that is nearly full too: what is measured is the start, not the machine's fitness.
+        "tolerations": [{ "operator": "Exists" }],
+        "containers": [{
+            "name": "main",
+            "image": kind.image,
+            "imagePullPolicy": "IfNotPresent",
+            "command": ["sh", "-c", "trap 'exit 0' TERM; sleep 86400 & wait"],
+        }],
+    });
+    match kind.placed {
+        Placed::Directly => spec["nodeName"] = json!(node),
+        Placed::ByScheduler => spec["nodeSelector"] = json!({ "kubernetes.io/hostname": node }),
+    }
+    let pod = json!({
+        "metadata": { "name": name, "namespace": NAMESPACE, "labels": { LABEL: "true" }, "annotations": annotations },
+        "spec": spec,
+    });
+    serde_json::from_value(pod).context("make a pod")
+}
+
+fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    conditions.is_some_and(|all| all.iter().any(|one| one.type_ == "Ready" && one.status == "True"))
+}
+
+fn status(pod: &Pod) -> String {
+    serde_json::to_string(&pod.status).unwrap_or_default()
+}
+
+/// Runs a small pod on a node that has just started, so that every connection is up, and removes it.
+pub(super) async fn first(ground: &Ground) -> Result<()> {
+    let kind = Kind { image: BUSYBOX.to_owned(), from: From::Registry, placed: Placed::Directly };
+    let mut starter = Starter::new(ground).await?;
+    let (name, _) = starter.start(&kind).await?;
+    starter.remove(&name).await
+}
+
+/// Deletes whatever pods and caches of the bench are left, and waits until the pods are gone.
+pub(super) async fn remove_all(ground: &Ground) -> Result<()> {
+    let pods: Api<Pod> = Api::namespaced(ground.client.clone(), NAMESPACE);
+    let left = ListParams::default().labels(LABEL);
+    let names: BTreeSet<String> = pods.list(&left).await?.items.iter().map(ResourceExt::name_any).collect();
+    for name in &names {
+        // One that is being removed already may be gone by now.
+        drop(pods.delete(name, &DeleteParams::default()).await);
+    }
+    for name in &names {
+        let gone = await_condition(pods.clone(), name, |pod: Option<&Pod>| pod.is_none());
+        tokio::time::timeout(DEADLINE, gone).await.with_context(|| format!("pod {name} is not gone"))??;
+    }
+    let caches = image_caches(&ground.client).await?;
+    for cache in caches.list(&left).await? {
+        drop(caches.delete(&cache.name_any(), &DeleteParams::default()).await);
+    }
+    Ok(())
+}
+
+/// The ImageCache objects.
+pub(super) async fn image_caches(client: &Client) -> Result<Api<DynamicObject>> {
+    let kind = GroupVersionKind::gvk("eci.alibabacloud.com", "v1", "ImageCache");
+    let (resource, _) = pinned_kind(client, &kind).await.context("find kind ImageCache")?;
+    Ok(Api::all_with(client.clone(), &resource))
+}
+
+/// Makes an image cache of one image and waits until it is Ready. Returns its id and the time that took.
+pub(super) async fn make_cache(ground: &Ground, name: &str, image: &str) -> Result<(String, Duration)> {
+    let caches = image_caches(&ground.client).await?;
+    let object: DynamicObject = serde_json::from_value(json!({
+        "apiVersion": "eci.alibabacloud.com/v1",
+        "kind": "ImageCache",
+        "metadata": { "name": name, "labels": { LABEL: "true" } },
+        "spec": { "images": [image] },
+    }))?;
+    let begin = Instant::now();
+    caches.create(&PostParams::default(), &object).await.with_context(|| format!("create image cache {name}"))?;
+    let over = await_condition(caches.clone(), name, |cache: Option<&DynamicObject>| {
+        cache.is_some_and(|cache| matches!(field(cache, "phase"), Some("Ready" | "Failed")))
+    });
+    let cache = tokio::time::timeout(DEADLINE, over)
+        .await
+        .with_context(|| format!("image cache {name} is not Ready after {DEADLINE:?}"))??
+        .context("the image cache is gone")?;
+    let took = begin.elapsed();
+    match (field(&cache, "phase"), field(&cache, "imageCacheId")) {
+        (Some("Ready"), Some(id)) => Ok((id.to_owned(), took)),
+        _ => bail!("image cache {name} is not Ready: {}", cache.data.get("status").unwrap_or(&Value::Null)),
+    }
+}
+
+fn field<'a>(cache: &'a DynamicObject, name: &str) -> Option<&'a str> {
+    cache.data.get("status")?.get(name)?.as_str()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_says_where_it_goes_and_where_its_image_comes_from() {
+        let direct = Kind { image: "a:1".to_owned(), from: From::Registry, placed: Placed::Directly };
+        let made = pod("x", &direct, "n").unwrap();
+        assert_eq!(made.spec.as_ref().unwrap().node_name.as_deref(), Some("n"));
+        assert_eq!(made.annotations()["k8s.aliyun.com/eci-auto-imc"], "false");
+        let from = From::Cache("imc-1".to_owned());
+        let made = pod("x", &Kind { from, placed: Placed::ByScheduler, ..direct }, "n").unwrap();
+        assert_eq!(made.spec.as_ref().unwrap().node_name, None);
+        assert_eq!(made.annotations()["k8s.aliyun.com/eci-imc-id"], "imc-1");
+    }
+}

@@ -1,0 +1,154 @@
+//! `cargo xtask down`: ends exactly what `cargo xtask up` started and removes what it left on the machine.
+//!
+//! Processes are ended by the pids that were written down, containers through the cgroups and folders of our agents.
+//! What a restart of the agent would keep (containers, their monitors) ends here too, because nothing comes back to it.
+
+mod host;
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context;
+use rustix::process::geteuid;
+
+use crate::console::{blocking_step, note, say, step};
+use crate::control_plane::{self, kube_proxy};
+use crate::larder::{Agent, Provider};
+use crate::up::layout::{IP_FORWARD, Layout, Settings};
+use crate::up::{guard, sample};
+use crate::{manifests, process, registry, workspace};
+
+/// How long an agent or the provider gets to end by itself.
+const GRACE: Duration = Duration::from_secs(20);
+
+/// What in the state folder belongs to one life of the cluster.
+const STATE: [&str; 9] = [
+    "etcd",
+    "flex-volume",
+    "pki",
+    "run",
+    "registries",
+    "kubeconfig",
+    "provider.kubeconfig",
+    "kube-proxy.json",
+    "up.json",
+];
+/// What outlives the cluster, unless it is to go too.
+const STORES: [&str; 3] = ["agents", "registry", "images"];
+
+/// The provider's entry at the API server, which it sets the fields of in its own name.
+const WEBHOOK: &str = "apiVersion: admissionregistration.k8s.io/v1\nkind: MutatingWebhookConfiguration\n\
+                       metadata:\n  name: vk-webhook\n";
+
+/// What is to go.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Remove stores too: images on the nodes, the registry's blobs, the sample images. Built programs stay
+    #[arg(long)]
+    purge: bool,
+}
+
+/// Removes everything that an agent which has ended left on this machine, but not its store.
+///
+/// # Errors
+/// When a process does not end or a mount cannot be removed.
+pub fn clear_agent(agent: &Agent) -> anyhow::Result<()> {
+    host::clear(agent).with_context(|| format!("clear what {} left", agent.node))
+}
+
+/// Pids of the monitors of an agent's containers, by its run folder.
+#[must_use]
+pub fn monitors(run_dir: &Path) -> std::collections::BTreeSet<i32> {
+    host::monitors(run_dir)
+}
+
+/// Brings the cluster down.
+///
+/// # Errors
+/// When something does not end or cannot be removed.
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    anyhow::ensure!(geteuid().is_root(), "what hack/up started runs as root: run this as root");
+    let layout = Layout::new(&workspace::state());
+    let settings = Settings::read(&layout);
+    if let Some(settings) = &settings {
+        if settings.external.is_some() {
+            step("remove our objects from the cluster", leave(&layout, settings)).await?;
+        }
+        let (layout, settings) = (layout.clone(), settings.clone());
+        blocking_step("end processes and containers", move || end(&layout, &settings)).await?;
+    } else {
+        say("no cluster is up");
+    }
+    remove(layout.state(), &STATE)?;
+    if args.purge {
+        remove(layout.state(), &STORES)?;
+    }
+    Ok(())
+}
+
+/// Ends everything on this machine.
+fn end(layout: &Layout, settings: &Settings) -> anyhow::Result<()> {
+    let agents: Vec<Agent> = (0..settings.nodes).map(|index| layout.agent(index)).collect();
+    for name in std::iter::once(Provider::NAME.to_owned()).chain(agents.iter().map(Agent::name)) {
+        if let Some(process) = process::find(&layout.run(), &name) {
+            process.stop(GRACE)?;
+        }
+    }
+    for agent in &agents {
+        clear_agent(agent)?;
+    }
+    kube_proxy::stop(layout.state())?;
+    control_plane::stop_all(layout.state())?;
+    registry::stop(&layout.run())?;
+    // Whatever an earlier version of this program started under another name.
+    process::all(&layout.run()).iter().try_for_each(|process| process.stop(GRACE))?;
+    guard::lower();
+    if let Err(err) = fs::write(IP_FORWARD, &settings.ip_forward) {
+        note(&format!("set {IP_FORWARD} back to {}: {err}", settings.ip_forward));
+    }
+    Ok(())
+}
+
+/// Removes from somebody else's cluster what was applied to it. Image caches and their definition are data and stay, as do
+/// a Deployment and a namespace that only have the names of the sample's.
+async fn leave(layout: &Layout, settings: &Settings) -> anyhow::Result<()> {
+    let client = manifests::client(&layout.kubeconfig()).await?;
+    for (name, namespace) in [("sample/pinned.yaml", sample::PINNED), ("sample/automatic.yaml", "default")] {
+        manifests::delete_own(&client, &read(name)?, namespace, manifests::MANAGER).await?;
+    }
+    if let Some(process) = process::find(&layout.run(), Provider::NAME) {
+        process.stop(GRACE)?;
+    }
+    // Only now: while the provider runs, it puts its webhook back. Nothing answers it any more.
+    manifests::delete_own(&client, WEBHOOK, "default", Provider::NAME).await?;
+    manifests::delete_own(&client, &sample::namespace(), "default", manifests::MANAGER).await?;
+    for index in 0..settings.nodes {
+        let node = format!("apiVersion: v1\nkind: Node\nmetadata:\n  name: {}\n", layout.agent(index).node);
+        manifests::delete(&client, &node, "default").await?;
+    }
+    for name in ["provider-token.yaml", "rbac.yaml", "namespace.yaml"] {
+        manifests::delete(&client, &read(name)?, "larder-system").await?;
+    }
+    Ok(())
+}
+
+fn read(name: &str) -> anyhow::Result<String> {
+    let path = workspace::root().join("hack/deploy").join(name);
+    fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
+}
+
+/// Removes files and folders; what is not there needs no removal.
+fn remove(state: &Path, names: &[&str]) -> anyhow::Result<()> {
+    for name in names {
+        let path = state.join(name);
+        let result = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        match result {
+            Err(err) if err.kind() != std::io::ErrorKind::NotFound => {
+                return Err(err).with_context(|| format!("remove {}", path.display()));
+            }
+            Ok(()) | Err(_) => {}
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,27 @@
+//! What it takes to build, start, measure and check Larder on one machine. Shared by the `xtask` commands and the
+//! end-to-end tests; never part of a product binary.
+//!
+//! Nothing here is global: every folder, port, bridge and address range is a parameter, so that several clusters can
+//! run on one machine at the same time.
+
+pub mod bench;
+pub mod check;
+pub mod console;
+pub mod control_plane;
+pub mod controlplane_program;
+pub mod down;
+pub mod footprint;
+pub mod images;
+pub mod kubeconfig;
+pub mod larder;
+pub mod layers;
+pub mod manifests;
+pub mod pki;
+pub mod ports;
+pub mod prerequisites;
+pub mod process;
+pub mod registry;
+pub mod source;
+pub mod test;
+pub mod up;
+pub mod workspace;

@@ -1,0 +1,58 @@
+//! `cargo xtask test`: every test there is, from a fresh clone.
+
+use anyhow::{Context, ensure};
+
+use crate::console::{blocking_step, note};
+use crate::images::{Set, build};
+use crate::{check, controlplane_program, prerequisites, up, workspace};
+
+/// Which tests.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    part: Option<Part>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, clap::Subcommand)]
+enum Part {
+    /// Format, lints, layers, documentation and all tests that need no cluster
+    Unit,
+    /// Tests against a real control plane, a real registry and real containers
+    E2e {
+        /// Only tests whose name contains this
+        name: Option<String>,
+    },
+}
+
+/// Runs them; the first part that fails ends it.
+///
+/// # Errors
+/// When a test fails or cannot be run.
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    blocking_step("look for the programs that are needed", prerequisites::ensure_for_tests).await?;
+    match args.part {
+        Some(Part::Unit) => check::run(&check::Args::default()),
+        Some(Part::E2e { name }) => e2e(name.as_deref()).await,
+        None => {
+            check::run(&check::Args::default())?;
+            e2e(None).await
+        }
+    }
+}
+
+/// Builds what the end-to-end tests run, then runs them.
+async fn e2e(name: Option<&str>) -> anyhow::Result<()> {
+    let programs = controlplane_program::folder();
+    blocking_step("build the control plane", move || controlplane_program::build(&programs)).await?;
+    blocking_step("build larder-provider, larder-node-agent and larder-monitor", up::build_larder).await?;
+    let out = workspace::state().join("images");
+    blocking_step("make the sample images", move || build(&out, Set::Small, &mut |_| ())).await?;
+    note(".. run the end-to-end tests");
+    let mut cargo = workspace::cargo();
+    cargo.args(["test", "-p", "larder-e2e", "--"]);
+    // Each has a cluster's worth of processes; more at once than cores makes them late, not fast.
+    cargo.arg("--test-threads=2").args(name);
+    let status = cargo.status().context("run cargo")?;
+    ensure!(status.success(), "cargo test -p larder-e2e: {status}");
+    Ok(())
+}

@@ -1,0 +1,201 @@
+//! Where the cluster that `hack/up` makes keeps what: names and paths only, and the one file that says what is up.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+
+use crate::larder::Agent;
+use crate::workspace;
+
+/// The registry whose images come from the local one, so that the documented manifests run to the letter.
+pub const MIRRORED_REGISTRY: &str = "registry.cn-shanghai.aliyuncs.com";
+
+/// The paths below one state folder.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    state: PathBuf,
+}
+
+impl Layout {
+    /// A cluster in this folder.
+    #[must_use]
+    pub fn new(state: &Path) -> Self {
+        Self { state: state.to_owned() }
+    }
+
+    /// The folder itself; also that of the control plane.
+    #[must_use]
+    pub fn state(&self) -> &Path {
+        &self.state
+    }
+
+    /// The control plane's programs.
+    #[must_use]
+    pub fn programs(&self) -> PathBuf {
+        self.state.join("bin")
+    }
+
+    /// Pid files and logs of every process.
+    #[must_use]
+    pub fn run(&self) -> PathBuf {
+        self.state.join("run")
+    }
+
+    /// The administrator's kubeconfig.
+    #[must_use]
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.state.join("kubeconfig")
+    }
+
+    /// The provider's.
+    #[must_use]
+    pub fn provider_kubeconfig(&self) -> PathBuf {
+        self.state.join("provider.kubeconfig")
+    }
+
+    /// `hosts.toml` files, one a registry.
+    #[must_use]
+    pub fn registries(&self) -> PathBuf {
+        self.state.join("registries")
+    }
+
+    /// The registry's blobs.
+    #[must_use]
+    pub fn registry_storage(&self) -> PathBuf {
+        self.state.join("registry")
+    }
+
+    /// Where the registry listens.
+    #[must_use]
+    pub fn registry_address(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, 5000).into()
+    }
+
+    /// The sample images as an OCI layout.
+    #[must_use]
+    pub fn images(&self) -> PathBuf {
+        self.state.join("images")
+    }
+
+    /// The folder that holds one folder an agent.
+    #[must_use]
+    pub fn agents(&self) -> PathBuf {
+        self.state.join("agents")
+    }
+
+    /// Larder's own programs.
+    #[must_use]
+    pub fn release(program: &str) -> PathBuf {
+        workspace::target().join("release").join(program)
+    }
+
+    /// The i-th agent.
+    #[must_use]
+    pub fn agent(&self, index: u8) -> Agent {
+        Agent {
+            program: Self::release("larder-node-agent"),
+            dir: self.run(),
+            node: format!("virtual-node-eci-{index}"),
+            root: self.agents().join(index.to_string()).join("root"),
+            run_dir: PathBuf::from(format!("/run/larder/{index}")),
+            log_root: PathBuf::from("/var/log/pods"),
+            pod_cidr: format!("10.244.{index}.0/24"),
+            cluster_cidr: Some("10.244.0.0/16".to_owned()),
+            bridge: format!("larder{index}"),
+            cgroup_parent: format!("larder-{index}"),
+            registry_config: self.registries(),
+            cluster_dns: Vec::new(),
+            extra: Vec::new(),
+            env: Vec::new(),
+        }
+    }
+}
+
+/// The address that the first agent's bridge has: it is on this machine, pods reach it, and it is not loopback.
+pub const FIRST_GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 1);
+
+/// What is up, or is to be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    /// Number of agents.
+    pub nodes: u8,
+    /// The kubeconfig of a cluster that is not ours; none when the control plane is.
+    pub external: Option<PathBuf>,
+    /// The address of the virtual nodes.
+    pub node_ip: Ipv4Addr,
+    /// What `net.ipv4.ip_forward` was before.
+    pub ip_forward: String,
+}
+
+impl Settings {
+    /// Settings of a cluster that is not up yet.
+    pub(super) fn new(nodes: u8, external: Option<PathBuf>, node_ip: Ipv4Addr) -> anyhow::Result<Self> {
+        let ip_forward = fs::read_to_string(IP_FORWARD).with_context(|| format!("read {IP_FORWARD}"))?;
+        Ok(Self { nodes, external, node_ip, ip_forward: ip_forward.trim().to_owned() })
+    }
+
+    /// What is up in this folder, if anything is.
+    #[must_use]
+    pub fn read(layout: &Layout) -> Option<Self> {
+        serde_json::from_slice(&fs::read(Self::file(layout)).ok()?).ok()
+    }
+
+    /// Writes down what is up.
+    pub(super) fn write(&self, layout: &Layout) -> anyhow::Result<()> {
+        fs::create_dir_all(layout.state()).context("create the state folder")?;
+        let text = serde_json::to_vec_pretty(self)?;
+        fs::write(Self::file(layout), text).context("write down what is up")
+    }
+
+    /// The file that says what is up.
+    #[must_use]
+    pub fn file(layout: &Layout) -> PathBuf {
+        layout.state().join("up.json")
+    }
+}
+
+/// Whether the kernel forwards packets; the agents turn it on.
+pub const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
+
+/// The address that this machine would reach that one from, `HOST:PORT`; loopback where it would not.
+pub(super) fn own_address(towards: &str) -> Ipv4Addr {
+    // Connecting a UDP socket only looks up the route, nothing is sent.
+    let address = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).and_then(|socket| {
+        socket.connect(towards)?;
+        socket.local_addr()
+    });
+    match address {
+        Ok(SocketAddr::V4(address)) if !address.ip().is_unspecified() => *address.ip(),
+        Ok(SocketAddr::V4(_) | SocketAddr::V6(_)) | Err(_) => Ipv4Addr::LOCALHOST,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn agents_share_nothing() {
+        let layout = Layout::new(Path::new("/state"));
+        let (first, second) = (layout.agent(0), layout.agent(1));
+        assert_ne!(first.root, second.root);
+        assert_ne!(first.run_dir, second.run_dir);
+        assert_ne!(first.bridge, second.bridge);
+        assert_ne!(first.pod_cidr, second.pod_cidr);
+        assert_ne!(first.cgroup_parent, second.cgroup_parent);
+        assert_ne!(first.node, second.node);
+    }
+
+    #[test]
+    fn settings_are_read_back() {
+        let dir = tempfile::tempdir().expect("make a folder");
+        let layout = Layout::new(dir.path());
+        assert_eq!(Settings::read(&layout), None);
+        let settings = Settings::new(2, None, Ipv4Addr::LOCALHOST).expect("make settings");
+        settings.write(&layout).expect("write");
+        assert_eq!(Settings::read(&layout), Some(settings));
+    }
+}

@@ -1,0 +1,46 @@
+//! The per-container monitor: one small process that starts one container through an OCI runtime, writes its log, keeps its
+//! exit code, and ends with it. It outlives the agent, so that an agent that is killed or upgraded loses nothing.
+//!
+//! `larder-monitor run DIR` is started by the agent with a listening socket as standard input and, if the agent could make
+//! one, a sealed copy of the runtime's program as standard output. `larder-monitor collect DIR` cleans up after a monitor that
+//! was killed: it ends the container, records that nobody knows how it ended, and removes it from the runtime.
+//!
+//! It has one thread, waits in one `poll`, and never looks at a clock to find out whether something happened. It knows
+//! nothing of pods, images or Kubernetes.
+
+mod clock;
+mod collect;
+mod console;
+mod diagnostics;
+mod log_writer;
+mod memory;
+mod monitor;
+mod outputs;
+mod runtime;
+mod server;
+mod sys;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use crate::diagnostics::report;
+
+fn main() -> ExitCode {
+    let mut args = std::env::args_os().skip(1);
+    let (verb, dir, rest) = (args.next(), args.next().map(PathBuf::from), args.next());
+    let result = match (verb.as_ref().and_then(|verb| verb.to_str()), dir, rest) {
+        (Some("run"), Some(dir), None) => monitor::run(&dir),
+        (Some("collect"), Some(dir), None) => collect::collect(&dir),
+        _ => {
+            report(&"usage: larder-monitor run|collect DIR (the agent starts it; it is not meant to be typed)");
+            return ExitCode::from(2);
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(err) => {
+            report(&diagnostics::Chain(&err));
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! The command line. Every flag can also be given in the environment as `LARDER_<NAME>`.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use clap::{Parser, ValueEnum};
+
+/// The host side of Larder: runs the pods of one virtual node.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "larder-node-agent", version)]
+pub struct Config {
+    /// Folder on disk: layers, images, caches, and what containers write.
+    #[arg(long, env = "LARDER_ROOT", default_value = "/var/lib/larder", value_name = "DIR")]
+    pub root: PathBuf,
+    /// Folder on tmpfs: pods, their secrets, sandboxes, mounts. What is in it does not outlive a reboot.
+    #[arg(long, env = "LARDER_RUN_DIR", default_value = "/run/larder", value_name = "DIR")]
+    pub run_dir: PathBuf,
+    /// Folder of the containers' logs.
+    #[arg(long, env = "LARDER_LOG_ROOT", default_value = "/var/log/pods", value_name = "DIR")]
+    pub log_root: PathBuf,
+    /// Where the provider reaches this agent: unix:///PATH, or https://IP:PORT with the --tls flags.
+    #[arg(long, env = "LARDER_LISTEN", default_value = "unix:///run/larder/agent.sock", value_name = "URL")]
+    pub listen: Listen,
+    /// This agent's certificate, PEM; with https.
+    #[arg(long, env = "LARDER_TLS_CERT", value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+    /// Its key, PEM; with https.
+    #[arg(long, env = "LARDER_TLS_KEY", value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+    /// Who signs the provider's certificate, PEM; with https.
+    #[arg(long, env = "LARDER_TLS_CLIENT_CA", value_name = "FILE")]
+    pub tls_client_ca: Option<PathBuf>,
+    /// Addresses of this node's pods.
+    #[arg(long, env = "LARDER_POD_CIDR", default_value = "10.244.0.0/24", value_name = "CIDR")]
+    pub pod_cidr: String,
+    /// Addresses of all pods of the cluster, to which traffic keeps its source; --pod-cidr where it is not given.
+    #[arg(long, env = "LARDER_CLUSTER_CIDR", value_name = "CIDR")]
+    pub cluster_cidr: Option<String>,
+    /// Name of the bridge that the pods hang on.
+    #[arg(long, env = "LARDER_BRIDGE", default_value = "larder0", value_name = "NAME", value_parser = parse_link_name)]
+    pub bridge: String,
+    /// How many sandboxes are made beforehand.
+    #[arg(long, env = "LARDER_NETWORK_POOL_SIZE", default_value_t = 8, value_name = "N")]
+    pub network_pool_size: usize,
+    /// Address of the cluster's DNS; may be given more than once.
+    #[arg(long, env = "LARDER_CLUSTER_DNS", value_delimiter = ',', value_name = "IP")]
+    pub cluster_dns: Vec<IpAddr>,
+    /// The cluster's domain.
+    #[arg(long, env = "LARDER_CLUSTER_DOMAIN", default_value = "cluster.local", value_name = "DOMAIN")]
+    pub cluster_domain: String,
+    /// Folder with one folder a registry host, each with a hosts.toml: mirrors, certificates, plain http.
+    #[arg(long, env = "LARDER_REGISTRY_CONFIG", default_value = "/etc/larder/registries", value_name = "DIR")]
+    pub registry_config: PathBuf,
+    /// How layers are kept. `auto` takes erofs where the kernel can mount it.
+    #[arg(long, env = "LARDER_SNAPSHOTTER", default_value = "auto", value_name = "DRIVER")]
+    pub snapshotter: SnapshotterChoice,
+    /// The OCI runtime: a path, or a name to be found in PATH.
+    #[arg(long, env = "LARDER_RUNTIME", default_value = "/usr/bin/crun", value_name = "PROGRAM")]
+    pub runtime: PathBuf,
+    /// The container monitor; where it is not given, larder-monitor beside this program.
+    #[arg(long, env = "LARDER_MONITOR", value_name = "PROGRAM")]
+    pub monitor: Option<PathBuf>,
+    /// How many containers are started at the same time at most; as many as there are cores where it is not given.
+    #[arg(long, env = "LARDER_MAX_PARALLEL_STARTS", value_name = "N")]
+    pub max_parallel_starts: Option<usize>,
+    /// How many layers are transferred at the same time at most.
+    #[arg(long, env = "LARDER_MAX_PARALLEL_LAYERS", default_value_t = 4, value_name = "N")]
+    pub max_parallel_layers: usize,
+    /// How many pods this node takes.
+    #[arg(long, env = "LARDER_MAX_PODS", default_value_t = 250, value_name = "N")]
+    pub max_pods: u32,
+    /// The cgroup that all pods are put into.
+    #[arg(long, env = "LARDER_CGROUP_PARENT", default_value = "larder", value_name = "NAME")]
+    pub cgroup_parent: String,
+    /// Let containers be privileged.
+    #[arg(long, env = "LARDER_ALLOW_PRIVILEGED")]
+    pub allow_privileged: bool,
+    /// How this program's own log is written; RUST_LOG says how much.
+    #[arg(long, env = "LARDER_LOG_FORMAT", default_value = "text", value_name = "FORMAT")]
+    pub log_format: LogFormat,
+    /// Where metrics are served, if at all.
+    #[arg(long, env = "LARDER_METRICS_LISTEN", value_name = "IP:PORT")]
+    pub metrics_listen: Option<SocketAddr>,
+}
+
+/// Where the provider reaches this agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Listen {
+    /// A Unix socket.
+    Unix(PathBuf),
+    /// TCP with mutual TLS.
+    Https(SocketAddr),
+}
+
+/// How layers are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SnapshotterChoice {
+    /// EROFS where the kernel can mount it, directories elsewhere.
+    Auto,
+    /// The tar as it came, with a metadata-only EROFS index over it.
+    Erofs,
+    /// Unpacked directories.
+    Directory,
+}
+
+/// How the log is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What is wrong with the command line.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum ConfigError {
+    /// Not an address that can be listened on.
+    #[error("{0:?} is neither unix:///PATH nor https://IP:PORT")]
+    Listen(String),
+    /// A flag that https needs.
+    #[error("--listen https://.. needs {0}")]
+    MissingTls(&'static str),
+    /// A flag that only https uses.
+    #[error("{0} is used with --listen https://.. only")]
+    NeedlessTls(&'static str),
+    /// A path that is not absolute.
+    #[error("{flag} must be an absolute path, not {path:?}")]
+    Relative {
+        /// The flag.
+        flag: &'static str,
+        /// What was given.
+        path: PathBuf,
+    },
+    /// A number that must not be 0.
+    #[error("{0} must be 1 or more")]
+    Zero(&'static str),
+    /// Not a name for a network link.
+    #[error("{0:?} is no name for a link: 1 to 15 characters, none of them / or white space")]
+    LinkName(String),
+}
+
+/// Files of mutual TLS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// This agent's certificate.
+    pub cert: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+    /// Who signs the provider's certificate.
+    pub client_ca: PathBuf,
+}
+
+impl Config {
+    /// Checks what clap cannot: flags that need each other.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn check(&self) -> Result<(), ConfigError> {
+        for (flag, path) in [("--root", &self.root), ("--run-dir", &self.run_dir), ("--log-root", &self.log_root)] {
+            if !path.is_absolute() {
+                return Err(ConfigError::Relative { flag, path: path.clone() });
+            }
+        }
+        for (flag, number) in [
+            ("--max-parallel-starts", self.max_parallel_starts.unwrap_or(1)),
+            ("--max-parallel-layers", self.max_parallel_layers),
+        ] {
+            if number == 0 {
+                return Err(ConfigError::Zero(flag));
+            }
+        }
+        self.tls().map(|_| ())
+    }
+
+    /// The files of mutual TLS; none for a Unix socket.
+    ///
+    /// # Errors
+    /// When one is missing, or given without need.
+    pub fn tls(&self) -> Result<Option<TlsFiles>, ConfigError> {
+        let files =
+            [("--tls-cert", &self.tls_cert), ("--tls-key", &self.tls_key), ("--tls-client-ca", &self.tls_client_ca)];
+        match &self.listen {
+            Listen::Unix(_) => match files.iter().find(|(_, file)| file.is_some()) {
+                Some((flag, _)) => Err(ConfigError::NeedlessTls(flag)),
+                None => Ok(None),
+            },
+            Listen::Https(_) => {
+                let [cert, key, client_ca] =
+                    files.map(|(flag, file)| file.clone().ok_or(ConfigError::MissingTls(flag)));
+                Ok(Some(TlsFiles { cert: cert?, key: key?, client_ca: client_ca? }))
+            }
+        }
+    }
+
+    /// The monitor's program; `own` is this program's.
+    pub fn monitor(&self, own: &Path) -> PathBuf {
+        self.monitor.clone().unwrap_or_else(|| own.with_file_name("larder-monitor"))
+    }
+}
+
+impl FromStr for Listen {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if let Some(path) = text.strip_prefix("unix://").map(Path::new)
+            && path.is_absolute()
+        {
+            return Ok(Self::Unix(path.to_owned()));
+        }
+        let address = text.strip_prefix("https://").and_then(|address| address.parse().ok());
+        address.map(Self::Https).ok_or_else(|| ConfigError::Listen(text.to_owned()))
+    }
+}
+
+fn parse_link_name(text: &str) -> Result<String, ConfigError> {
+    // IFNAMSIZ less the end, and what the kernel's dev_valid_name refuses.
+    let valid = (1..=15).contains(&text.len())
+        && !matches!(text, "." | "..")
+        && !text.contains(|c: char| c == '/' || c == ':' || c.is_whitespace());
+    if valid { Ok(text.to_owned()) } else { Err(ConfigError::LinkName(text.to_owned())) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(flags: &[&str]) -> Result<Config, String> {
+        let config = Config::try_parse_from([&["larder-node-agent"], flags].concat()).map_err(|e| e.to_string())?;
+        config.check().map_err(|error| error.to_string())?;
+        Ok(config)
+    }
+
+    #[test]
+    fn the_defaults_are_whole() {
+        let config = parse(&[]).unwrap();
+        assert_eq!(config.listen, Listen::Unix("/run/larder/agent.sock".into()));
+        assert_eq!(config.monitor(Path::new("/usr/bin/larder-node-agent")), Path::new("/usr/bin/larder-monitor"));
+    }
+
+    #[test]
+    fn faults_are_named() {
+        for (flags, part) in [
+            (&["--listen", "tcp://1.2.3.4:5"][..], "neither unix:///PATH nor https://IP:PORT"),
+            (&["--listen", "unix://relative"], "neither unix:///PATH nor https://IP:PORT"),
+            (&["--listen", "https://1.2.3.4:5"], "needs --tls-cert"),
+            (&["--listen", "https://1.2.3.4:5", "--tls-cert", "/c", "--tls-key", "/k"], "needs --tls-client-ca"),
+            (&["--tls-cert", "/c"], "--tls-cert is used with"),
+            (&["--root", "var"], "--root must be an absolute path"),
+            (&["--max-parallel-layers", "0"], "--max-parallel-layers must be 1 or more"),
+            (&["--bridge", "a-name-that-is-too-long"], "no name for a link"),
+            (&["--snapshotter", "zfs"], "possible values: auto, erofs, directory"),
+        ] {
+            let error = parse(flags).unwrap_err();
+            assert!(error.contains(part), "{flags:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn https_with_its_files_is_taken() {
+        let flags = ["--listen", "https://[::1]:5", "--tls-cert", "/c", "--tls-key", "/k", "--tls-client-ca", "/a"];
+        let tls = parse(&flags).unwrap().tls().unwrap().unwrap();
+        assert_eq!(tls, TlsFiles { cert: "/c".into(), key: "/k".into(), client_ca: "/a".into() });
+    }
+}

@@ -1,0 +1,278 @@
+//! [`Images`] for pods: the one rule, carried out.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    EnsureImage, EnsureImageError, ImageProgress, Images, PresentImage, PullPolicy,
+    cache::{BuildCache, CacheError, CacheList, Held, Keeper, NodeImage},
+    documents::Documents,
+    fetch::Fetcher,
+    mounts::{Mounts, Pin},
+    pull::{PullError, Puller},
+    pull_plan::Platform,
+    resolve::{ResolveError, ResolvedImage, Resolver},
+};
+use crate::{
+    chain::Chain,
+    digest::Digest,
+    registry::{Reference, Registries, RegistryAccess, RegistryError},
+    snapshot::{SnapshotError, Snapshotter},
+    store::{Store, StoreError},
+};
+
+/// How images are pulled.
+#[derive(Debug, Clone)]
+pub struct ImageConfig {
+    /// How many layers come from one registry at once.
+    pub max_parallel_layers: usize,
+    /// What images are chosen for.
+    pub platform: Platform,
+}
+
+/// The images and image caches of this host. Its tasks end with [`ImageService::shutdown`].
+#[derive(Debug)]
+pub struct ImageService {
+    engine: Arc<Engine>,
+    caches: Keeper,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+/// What pods and caches pull with.
+#[derive(Debug)]
+pub(super) struct Engine {
+    pub(super) registries: Arc<dyn Registries>,
+    pub(super) resolver: Resolver,
+    pub(super) fetcher: Fetcher,
+    pub(super) mounts: Arc<Mounts>,
+}
+
+/// Why an image could not be had, before it is put into words for a pod.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum EngineError {
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
+    #[error(transparent)]
+    Pull(Arc<PullError>),
+    #[error(transparent)]
+    Mount(#[from] SnapshotError),
+}
+
+/// An image whose layers are all here.
+#[derive(Debug)]
+struct Pulled {
+    image: ResolvedImage,
+    pin: Pin,
+    /// When it was known what has to be fetched.
+    planned: Instant,
+    /// When the first layer had its turn.
+    begun: Option<Instant>,
+}
+
+impl Engine {
+    /// Asks the registry, fetches what is missing, pins it.
+    async fn pull(
+        &self,
+        reference: &Reference,
+        access: &RegistryAccess,
+        report: impl FnMut(super::fetch::Moved),
+    ) -> Result<Pulled, EngineError> {
+        let repository = self.registries.open(reference, access)?;
+        let image = self.resolver.at_registry(reference, &repository).await?;
+        // Pinned before looking what is here, so that nothing of it is evicted in between.
+        let pin = self.mounts.pin(&image.image_layers()).await?;
+        let plan = self.fetcher.plan(&image.layers).await;
+        let planned = Instant::now();
+        let fetched = self.fetcher.fetch(reference, &repository, &plan, report).await.map_err(EngineError::Pull)?;
+        Ok(Pulled { image, pin, planned, begun: fetched.begun })
+    }
+
+    /// Mounts an image whose layers are here.
+    async fn present(
+        &self,
+        reference: &Reference,
+        image: &ResolvedImage,
+        pin: Pin,
+        size_bytes: u64,
+    ) -> Result<PresentImage, SnapshotError> {
+        let mounted = self.mounts.mount(&pin).await?;
+        Ok(PresentImage {
+            reference: reference.to_string(),
+            image_id: format!("{}@{}", reference.name(), image.top),
+            manifest: image.manifest,
+            config: Arc::clone(&image.config),
+            size_bytes,
+            lower_dirs: mounted.lower_dirs,
+            lease: pin.into(),
+        })
+    }
+}
+
+impl ImageService {
+    /// Opens what the store holds: caches are found again, and builds that can go on do.
+    ///
+    /// # Errors
+    /// When the caches cannot be read.
+    pub async fn open(
+        config: ImageConfig,
+        store: Arc<Store>,
+        registries: Arc<dyn Registries>,
+        snapshotter: Arc<dyn Snapshotter>,
+    ) -> Result<Arc<Self>, StoreError> {
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        let documents = Documents(Arc::clone(&store));
+        let puller = Puller { store: Arc::clone(&store), snapshotter: Arc::clone(&snapshotter), tasks: tasks.clone() };
+        let engine = Arc::new(Engine {
+            registries,
+            resolver: Resolver::new(documents, config.platform, puller.clone(), tasks.clone()),
+            fetcher: Fetcher::new(puller, config.max_parallel_layers, tasks.clone()),
+            mounts: Mounts::new(Arc::clone(&store), snapshotter, tasks.clone(), stop.clone()),
+        });
+        let caches = Keeper::open(Arc::clone(&engine), store, &tasks, stop.clone()).await?;
+        Ok(Arc::new(Self { engine, caches, tasks, stop }))
+    }
+
+    /// Starts to build a cache, or to rebuild it when its images differ. Returns when the build is on record; how it goes
+    /// is seen in [`ImageService::watch_caches`].
+    ///
+    /// # Errors
+    /// When it cannot be put on record.
+    pub async fn build_cache(&self, wish: BuildCache) -> Result<(), CacheError> {
+        self.caches.build(wish).await
+    }
+
+    /// Forgets a cache and unpins its layers. Running pods are untouched. One that is not there is not an error.
+    ///
+    /// # Errors
+    /// When its file cannot be removed.
+    pub async fn delete_cache(&self, id: &str) -> Result<(), CacheError> {
+        self.caches.delete(id).await
+    }
+
+    /// All caches, as they are now and whenever they change. What happened between two looks is in [`super::changes`].
+    pub fn watch_caches(&self) -> watch::Receiver<CacheList> {
+        self.caches.watch()
+    }
+
+    /// The images of the caches, for the node's status.
+    pub fn node_images(&self) -> Vec<NodeImage> {
+        self.caches.serving().node_images()
+    }
+
+    /// Unmounts images that an earlier life of this process has left and nobody uses. For after the running containers
+    /// have been adopted.
+    pub async fn unmount_strangers(&self) {
+        self.engine.mounts.unmount_strangers().await;
+    }
+
+    /// Ends what is under way and waits for it. Mounts stay: containers run on them.
+    pub async fn shutdown(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+#[async_trait]
+impl Images for ImageService {
+    async fn ensure(
+        &self,
+        wish: EnsureImage,
+        progress: mpsc::Sender<ImageProgress>,
+    ) -> Result<PresentImage, EnsureImageError> {
+        let reference: Reference = wish.reference.parse().map_err(|err| EnsureImageError::InvalidReference {
+            reference: wish.reference.clone(),
+            why: format!("{err}"),
+        })?;
+        let serving = self.caches.serving();
+        let cached = wish.cache.as_deref().and_then(|cache| serving.find(cache, &reference));
+        let result = match (wish.policy, cached) {
+            (PullPolicy::IfNotPresent | PullPolicy::Never, Some(held)) => {
+                self.ensure_from_cache(&reference, held, &progress).await
+            }
+            (PullPolicy::Never, None) => {
+                return Err(EnsureImageError::NeverPull { reference: wish.reference });
+            }
+            (PullPolicy::Always, _) | (PullPolicy::IfNotPresent, None) => {
+                self.ensure_from_registry(&reference, &wish, &progress).await
+            }
+        };
+        let reference = wish.reference;
+        result.map_err(|err| EnsureImageError::Pull { reference, cause: Chain(&err).to_string() })
+    }
+
+    async fn adopt(&self, reference: &str, manifest: &Digest) -> Result<PresentImage, EnsureImageError> {
+        let parsed: Reference = reference.parse().map_err(|err| EnsureImageError::InvalidReference {
+            reference: reference.to_owned(),
+            why: format!("{err}"),
+        })?;
+        let found = async {
+            let image = self.engine.resolver.in_store(*manifest).await?;
+            let pin = self.engine.mounts.pin(&image.image_layers()).await?;
+            let size_bytes = self.engine.fetcher.unpacked_bytes(&image.layers).await;
+            Ok::<_, EngineError>(self.engine.present(&parsed, &image, pin, size_bytes).await?)
+        };
+        found
+            .await
+            .map_err(|err| EnsureImageError::Pull { reference: reference.to_owned(), cause: Chain(&err).to_string() })
+    }
+}
+
+impl ImageService {
+    /// Asks nobody: the cache was chosen for this pod, and it is complete.
+    async fn ensure_from_cache(
+        &self,
+        reference: &Reference,
+        held: &Held,
+        progress: &mpsc::Sender<ImageProgress>,
+    ) -> Result<PresentImage, EngineError> {
+        tell(progress, ImageProgress::AlreadyPresent).await;
+        let size_bytes = held.cached.size_bytes;
+        Ok(self.engine.present(reference, &held.image, held.pin.clone(), size_bytes).await?)
+    }
+
+    async fn ensure_from_registry(
+        &self,
+        reference: &Reference,
+        wish: &EnsureImage,
+        progress: &mpsc::Sender<ImageProgress>,
+    ) -> Result<PresentImage, EngineError> {
+        let wished = Instant::now();
+        tell(progress, ImageProgress::Pulling).await;
+        let report = |moved: super::fetch::Moved| {
+            // What is not read in time is out of date.
+            let _ = progress
+                .try_send(ImageProgress::Layers { done_bytes: moved.done_bytes, total_bytes: moved.total_bytes });
+        };
+        let pulled = self.engine.pull(reference, &wish.access, report).await?;
+        let waited = pulled.waited();
+        let size_bytes = pulled.image.transfer_bytes;
+        let unpacked = self.engine.fetcher.unpacked_bytes(&pulled.image.layers).await;
+        let present = self.engine.present(reference, &pulled.image, pulled.pin, unpacked).await?;
+        let took_with_waiting = wished.elapsed();
+        let took = took_with_waiting.saturating_sub(waited);
+        tell(progress, ImageProgress::Pulled { took, took_with_waiting, size_bytes }).await;
+        Ok(present)
+    }
+}
+
+impl Pulled {
+    /// How long the first layer waited for its turn behind those of other images.
+    fn waited(&self) -> std::time::Duration {
+        self.begun.map(|begun| begun.saturating_duration_since(self.planned)).unwrap_or_default()
+    }
+}
+
+/// A reader that has gone no longer wants to know.
+async fn tell(progress: &mpsc::Sender<ImageProgress>, what: ImageProgress) {
+    let _ = progress.send(what).await;
+}

@@ -1,0 +1,129 @@
+//! A snapshotter for tests, in memory. It checks diff ids as the real ones do.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex},
+};
+
+use crate::{
+    digest::Digest,
+    snapshot::{Driver, ImageLayers, Layer, LayerWriter, MountedImage, SnapshotError, Snapshotter},
+};
+
+#[derive(Debug, Default)]
+struct State {
+    layers: HashMap<Digest, Vec<u8>>,
+    composed: HashSet<Digest>,
+    mounted: HashSet<Digest>,
+    unfinished: usize,
+    full: bool,
+}
+
+/// Layers in memory; clones share them.
+#[derive(Debug, Clone, Default)]
+pub(super) struct TestSnapshotter {
+    state: Arc<Mutex<State>>,
+}
+
+impl TestSnapshotter {
+    pub(super) fn layer_count(&self) -> usize {
+        self.state.lock().unwrap().layers.len()
+    }
+
+    pub(super) fn is_mounted(&self, manifest: &Digest) -> bool {
+        self.state.lock().unwrap().mounted.contains(manifest)
+    }
+
+    /// Layers that are neither finished nor taken back.
+    pub(super) fn unfinished(&self) -> usize {
+        self.state.lock().unwrap().unfinished
+    }
+
+    pub(super) fn set_full(&self, full: bool) {
+        self.state.lock().unwrap().full = full;
+    }
+}
+
+impl Snapshotter for TestSnapshotter {
+    fn driver(&self) -> Driver {
+        Driver::Directory
+    }
+
+    fn begin_layer(&self, _size_hint: Option<u64>) -> Result<Box<dyn LayerWriter>, SnapshotError> {
+        self.state.lock().unwrap().unfinished += 1;
+        Ok(Box::new(Writer { state: Arc::clone(&self.state), bytes: Vec::new() }))
+    }
+
+    fn layer(&self, diff_id: &Digest) -> Option<Layer> {
+        let size_bytes = u64::try_from(self.state.lock().unwrap().layers.get(diff_id)?.len()).unwrap();
+        Some(Layer { diff_id: *diff_id, size_bytes, disk_bytes: size_bytes })
+    }
+
+    fn compose(&self, image: &ImageLayers) -> Result<(), SnapshotError> {
+        let mut state = self.state.lock().unwrap();
+        if let Some(missing) = image.diff_ids.iter().find(|diff_id| !state.layers.contains_key(diff_id)) {
+            return Err(SnapshotError::MissingLayer(*missing));
+        }
+        state.composed.insert(image.manifest);
+        Ok(())
+    }
+
+    fn mount(&self, image: &ImageLayers) -> Result<MountedImage, SnapshotError> {
+        let mut state = self.state.lock().unwrap();
+        assert!(state.composed.contains(&image.manifest));
+        state.mounted.insert(image.manifest);
+        Ok(MountedImage { lower_dirs: vec![image.manifest.hex().into()] })
+    }
+
+    fn unmount(&self, manifest: &Digest) -> Result<(), SnapshotError> {
+        self.state.lock().unwrap().mounted.remove(manifest);
+        Ok(())
+    }
+
+    fn mounted(&self) -> Result<Vec<Digest>, SnapshotError> {
+        Ok(self.state.lock().unwrap().mounted.iter().copied().collect())
+    }
+
+    fn remove_image(&self, manifest: &Digest) -> Result<(), SnapshotError> {
+        let mut state = self.state.lock().unwrap();
+        state.mounted.remove(manifest);
+        state.composed.remove(manifest);
+        Ok(())
+    }
+
+    fn hide_layer(&self, diff_id: &Digest) -> Result<Option<std::path::PathBuf>, SnapshotError> {
+        self.state.lock().unwrap().layers.remove(diff_id);
+        Ok(None)
+    }
+}
+
+struct Writer {
+    state: Arc<Mutex<State>>,
+    bytes: Vec<u8>,
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.state.lock().unwrap().unfinished -= 1;
+    }
+}
+
+impl LayerWriter for Writer {
+    fn write(&mut self, plain: &[u8]) -> Result<(), SnapshotError> {
+        if self.state.lock().unwrap().full {
+            return Err(SnapshotError::DiskFull { path: "/store".into(), needed_bytes: 2, free_bytes: 1 });
+        }
+        self.bytes.extend_from_slice(plain);
+        Ok(())
+    }
+
+    fn finish(mut self: Box<Self>, expected: &Digest) -> Result<Layer, SnapshotError> {
+        let actual = Digest::of(&self.bytes);
+        if actual != *expected {
+            return Err(SnapshotError::DiffIdMismatch { expected: *expected, actual });
+        }
+        let size_bytes = u64::try_from(self.bytes.len()).unwrap();
+        self.state.lock().unwrap().layers.insert(actual, std::mem::take(&mut self.bytes));
+        Ok(Layer { diff_id: actual, size_bytes, disk_bytes: size_bytes })
+    }
+}

@@ -1,0 +1,217 @@
+//! The files of a pod that its containers see: volumes, names and resolver, and where a last message is left.
+//!
+//! A seam: the worker asks through [`PodFiles`], [`HostFiles`] does it on this host. All calls block.
+
+use std::{
+    fmt, fs,
+    io::{self, Read as _},
+    net::IpAddr,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use k8s_openapi::api::core::v1::Container;
+
+use super::{
+    downward::NodeResources,
+    network_files::{self, DnsSettings, ResolvConf},
+    volume::{self, PodFolders, VolumeError, Volumes},
+    wish::PodWish,
+};
+use crate::runtime::BindMount;
+
+/// Where the host says how it resolves names.
+const HOST_RESOLV_CONF: &str = "/etc/resolv.conf";
+/// A container's last message is cut after so many bytes (`MaxContainerTerminationMessageLength` of Kubernetes).
+const MESSAGE_BYTES: u64 = 4096;
+
+/// Makes and removes the files of pods.
+pub trait PodFiles: Send + Sync + fmt::Debug {
+    /// Sets up the volumes, or brings them up to date.
+    ///
+    /// # Errors
+    /// When something that is not optional is missing, or the host refuses; calling again resumes.
+    fn set_up(&self, wish: &PodWish) -> Result<Arc<dyn ReadyFiles>, FilesError>;
+
+    /// Removes everything of a pod but its record and its logs.
+    ///
+    /// # Errors
+    /// When the host refuses; calling again resumes.
+    fn tear_down(&self, uid: &str) -> Result<(), FilesError>;
+
+    /// The message that a run of a container left behind; empty for none.
+    fn last_message(&self, uid: &str, container: &str, attempt: u32) -> String;
+}
+
+/// The files of one pod, set up.
+pub trait ReadyFiles: Send + Sync + fmt::Debug {
+    /// Names of the volumes.
+    fn volumes(&self) -> Vec<String>;
+
+    /// What is mounted into one run of a container of the pod that was set up.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    fn mounts_for(
+        &self,
+        wish: &PodWish,
+        container: &Container,
+        attempt: u32,
+        ips: &[IpAddr],
+    ) -> Result<Vec<BindMount>, FilesError>;
+}
+
+/// What can go wrong with a pod's files.
+#[derive(Debug, thiserror::Error)]
+pub enum FilesError {
+    /// A volume; the text is what the user reads in the event.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+    /// The host refused.
+    #[error("{action} {path}")]
+    Io {
+        /// `write` ...
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Only in tests: what a fake was told to fail with.
+    #[error("{0}")]
+    Scripted(String),
+}
+
+/// The files of pods on this host.
+#[derive(Debug, Clone)]
+pub struct HostFiles {
+    /// On tmpfs: `<run dir>/pods`.
+    pub memory: PathBuf,
+    /// On disk: `<root>/pods`.
+    pub disk: PathBuf,
+    /// How names are resolved.
+    pub dns: DnsSettings,
+    /// What a container without limits is told.
+    pub node: NodeResources,
+}
+
+#[derive(Debug)]
+struct HostReady {
+    folders: PodFolders,
+    volumes: Volumes,
+    dns: DnsSettings,
+}
+
+impl HostFiles {
+    fn folders(&self, uid: &str) -> PodFolders {
+        PodFolders { memory: self.memory.join(uid), disk: self.disk.join(uid) }
+    }
+}
+
+impl PodFiles for HostFiles {
+    fn set_up(&self, wish: &PodWish) -> Result<Arc<dyn ReadyFiles>, FilesError> {
+        let folders = self.folders(&wish.identity().uid);
+        let volumes = volume::set_up(&wish.pod, &wish.objects, &self.node, &folders)?;
+        Ok(Arc::new(HostReady { folders, volumes, dns: self.dns.clone() }))
+    }
+
+    fn tear_down(&self, uid: &str) -> Result<(), FilesError> {
+        let folders = self.folders(uid);
+        volume::tear_down(&folders)?;
+        remove_folder(&folders.memory.join("etc"))
+    }
+
+    fn last_message(&self, uid: &str, container: &str, attempt: u32) -> String {
+        let Ok(file) = fs::File::open(message_file(&self.folders(uid), container, attempt)) else {
+            return String::new();
+        };
+        let mut bytes = Vec::new();
+        // A container may have written far more than is wanted.
+        let read = file.take(MESSAGE_BYTES).read_to_end(&mut bytes);
+        if read.is_err() {
+            return String::new();
+        }
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+}
+
+impl ReadyFiles for HostReady {
+    fn volumes(&self) -> Vec<String> {
+        self.volumes.names().map(str::to_owned).collect()
+    }
+
+    fn mounts_for(
+        &self,
+        wish: &PodWish,
+        container: &Container,
+        attempt: u32,
+        ips: &[IpAddr],
+    ) -> Result<Vec<BindMount>, FilesError> {
+        let mut mounts = self.volumes.mounts_for(container)?;
+        let mut own = self.network_mounts(wish, ips)?;
+        own.push(self.message_mount(container, attempt)?);
+        // What the pod mounts itself comes in the place of ours.
+        own.retain(|mount| mounts.iter().all(|other| other.destination != mount.destination));
+        mounts.extend(own);
+        Ok(mounts)
+    }
+}
+
+impl HostReady {
+    fn network_mounts(&self, wish: &PodWish, ips: &[IpAddr]) -> Result<Vec<BindMount>, FilesError> {
+        let names = network_files::names(&wish.pod, &self.dns);
+        let host = ResolvConf::parse(&fs::read_to_string(HOST_RESOLV_CONF).unwrap_or_default());
+        let resolver = network_files::resolver(&wish.pod, &self.dns, &host);
+        let folder = self.folders.memory.join("etc");
+        let files = [
+            ("hosts", network_files::hosts(&wish.pod, &names, ips)),
+            ("hostname", format!("{}\n", names.hostname)),
+            ("resolv.conf", resolver.conf.to_string()),
+        ];
+        let mounts = files.into_iter().map(|(name, content)| {
+            let source = folder.join(name);
+            write_once(&source, content.as_bytes(), 0o644)?;
+            Ok(BindMount { source, destination: Path::new("/etc").join(name), read_only: false })
+        });
+        mounts.collect()
+    }
+
+    fn message_mount(&self, container: &Container, attempt: u32) -> Result<BindMount, FilesError> {
+        let source = message_file(&self.folders, &container.name, attempt);
+        // Whatever user the container runs as, it may leave a message.
+        write_once(&source, b"", 0o666)?;
+        let destination = container.termination_message_path.as_deref().unwrap_or("/dev/termination-log");
+        Ok(BindMount { source, destination: PathBuf::from(destination), read_only: false })
+    }
+}
+
+/// Where a run leaves its message. On disk: what a container writes there must not fill the host's memory.
+fn message_file(folders: &PodFolders, container: &str, attempt: u32) -> PathBuf {
+    folders.disk.join("messages").join(container).join(attempt.to_string())
+}
+
+/// Writes a file that containers share, unless it is there: they may have changed it since.
+fn write_once(path: &Path, content: &[u8], mode: u32) -> Result<(), FilesError> {
+    if path.exists() {
+        return Ok(());
+    }
+    let error = |action, source| FilesError::Io { action, path: path.to_owned(), source };
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).map_err(|source| error("create the folder of", source))?;
+    }
+    let unfinished = path.with_extension("unfinished");
+    fs::write(&unfinished, content).map_err(|source| error("write", source))?;
+    let mode = fs::Permissions::from_mode(mode);
+    fs::set_permissions(&unfinished, mode).map_err(|source| error("set the mode of", source))?;
+    fs::rename(&unfinished, path).map_err(|source| error("write", source))
+}
+
+fn remove_folder(path: &Path) -> Result<(), FilesError> {
+    match fs::remove_dir_all(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(FilesError::Io { action: "remove", path: path.to_owned(), source })
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}

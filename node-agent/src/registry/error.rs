@@ -1,0 +1,236 @@
+//! What can go wrong with a registry, in words that help in `kubectl describe pod`, and what of it is worth another try.
+
+use std::{path::PathBuf, time::Duration};
+
+use crate::digest::Digest;
+
+/// Why a registry did not give what it was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    /// 401 or 403: nobody may have it with these logins.
+    #[error("unauthorized: {method} {url}: {status}{}; {}", detail(.message), hint(*.logins))]
+    Unauthorized {
+        /// `GET` ...
+        method: &'static str,
+        /// What was asked for.
+        url: String,
+        /// `401 Unauthorized`.
+        status: String,
+        /// The registry's own words; may be empty.
+        message: String,
+        /// How many logins were tried.
+        logins: usize,
+    },
+    /// 404: no such repository, tag or blob, or none that we may see.
+    #[error("not found: {method} {url}: {status}{}", detail(.message))]
+    NotFound {
+        /// `GET` ...
+        method: &'static str,
+        /// What was asked for.
+        url: String,
+        /// `404 Not Found`.
+        status: String,
+        /// The registry's own words; may be empty.
+        message: String,
+    },
+    /// Any other answer than the one hoped for.
+    #[error("{method} {url}: {status}{}{}", detail(.message), wait(.retry_after))]
+    Status {
+        /// `GET` ...
+        method: &'static str,
+        /// What was asked for.
+        url: String,
+        /// `503 Service Unavailable`.
+        status: String,
+        /// Its number.
+        code: u16,
+        /// The registry's own words; may be empty.
+        message: String,
+        /// How long the registry asks us to wait.
+        retry_after: Option<Duration>,
+    },
+    /// No connection, or it broke.
+    #[error("{method} {url}: {cause}")]
+    Connection {
+        /// `GET` ...
+        method: &'static str,
+        /// What was asked for.
+        url: String,
+        /// The whole chain of causes, without the address.
+        cause: String,
+    },
+    /// Nothing came for too long.
+    #[error("{method} {url}: no data from the registry for {}", humantime::format_duration(*.after))]
+    Stalled {
+        /// `GET` ...
+        method: &'static str,
+        /// What was asked for.
+        url: String,
+        /// How long we waited.
+        after: Duration,
+    },
+    /// The content ended too early.
+    #[error("{digest} from {url} is truncated: {got_bytes} of {expected_bytes} bytes came")]
+    Truncated {
+        /// What was asked for.
+        url: String,
+        /// Its digest.
+        digest: Digest,
+        /// What came.
+        got_bytes: u64,
+        /// What its descriptor says.
+        expected_bytes: u64,
+    },
+    /// There is more of it than there should be.
+    #[error("{what} from {url} is longer than {limit_bytes} bytes")]
+    TooLong {
+        /// `manifest`, `token`, or a digest.
+        what: String,
+        /// What was asked for.
+        url: String,
+        /// Where reading stopped.
+        limit_bytes: u64,
+    },
+    /// The content is not what it is said to be.
+    #[error("content from {url} has digest {actual}, expected {expected}")]
+    WrongDigest {
+        /// What was asked for.
+        url: String,
+        /// What its digest should be.
+        expected: Digest,
+        /// What it is.
+        actual: Digest,
+    },
+    /// An answer that makes no sense.
+    #[error("{url}: {why}")]
+    Malformed {
+        /// What was asked for.
+        url: String,
+        /// What is wrong with the answer.
+        why: String,
+    },
+    /// The registry wants a login to be sent to somebody else.
+    #[error("{registry} asks for a token from {realm}: refused, {why}")]
+    Realm {
+        /// The registry.
+        registry: String,
+        /// Where it wants the token to be fetched.
+        realm: String,
+        /// Which rule it breaks and what to do.
+        why: &'static str,
+    },
+    /// A `hosts.toml` that cannot be used.
+    #[error("registry configuration {}: {why}", .path.display())]
+    HostsFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A certificate or key that cannot be used.
+    #[error("certificate {}: {why}", .path.display())]
+    Certificate {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// No endpoint may be asked for this.
+    #[error("no configured host of {registry} can {capability}")]
+    NoEndpoint {
+        /// The registry.
+        registry: String,
+        /// `resolve` or `pull`.
+        capability: &'static str,
+    },
+    /// Every endpoint failed; the last one is the registry itself.
+    #[error("{}", all_tried(.0))]
+    AllFailed(Vec<RegistryError>),
+}
+
+fn detail(message: &str) -> String {
+    if message.is_empty() { String::new() } else { format!(": {message}") }
+}
+
+fn hint(logins: usize) -> String {
+    match logins {
+        0 => "no login fits this registry, check imagePullSecrets".to_owned(),
+        1 => "the login was refused, check imagePullSecrets".to_owned(),
+        n => format!("all {n} logins were refused, check imagePullSecrets"),
+    }
+}
+
+fn wait(retry_after: &Option<Duration>) -> String {
+    match retry_after {
+        Some(after) => format!("; the registry asks to wait {}", humantime::format_duration(*after)),
+        None => String::new(),
+    }
+}
+
+fn all_tried(errors: &[RegistryError]) -> String {
+    let Some((last, mirrors)) = errors.split_last() else { return "nothing was tried".to_owned() };
+    let mut text = last.to_string();
+    for mirror in mirrors {
+        text.push_str("; before that, mirror ");
+        text.push_str(&mirror.to_string());
+    }
+    text
+}
+
+impl RegistryError {
+    /// Whether asking the same host again may help.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Status { code, .. } => matches!(code, 408 | 429 | 500..=599),
+            Self::Connection { .. } | Self::Stalled { .. } | Self::Truncated { .. } => true,
+            Self::AllFailed(errors) => errors.last().is_some_and(Self::is_transient),
+            Self::Unauthorized { .. }
+            | Self::NotFound { .. }
+            | Self::TooLong { .. }
+            | Self::WrongDigest { .. }
+            | Self::Malformed { .. }
+            | Self::Realm { .. }
+            | Self::HostsFile { .. }
+            | Self::Certificate { .. }
+            | Self::NoEndpoint { .. } => false,
+        }
+    }
+
+    /// Whether a host gave something else than what was asked for. Another host may have the right thing.
+    pub fn is_wrong_content(&self) -> bool {
+        matches!(self, Self::WrongDigest { .. } | Self::TooLong { .. })
+    }
+
+    /// Whether another login may be allowed what this one was not. Registries hide what one may not see behind 404.
+    pub fn is_about_access(&self) -> bool {
+        matches!(self, Self::Unauthorized { .. } | Self::NotFound { .. })
+    }
+
+    /// How long the registry asks us to wait.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Status { retry_after, .. } => *retry_after,
+            Self::AllFailed(errors) => errors.last().and_then(Self::retry_after),
+            Self::Unauthorized { .. }
+            | Self::NotFound { .. }
+            | Self::Connection { .. }
+            | Self::Stalled { .. }
+            | Self::Truncated { .. }
+            | Self::TooLong { .. }
+            | Self::WrongDigest { .. }
+            | Self::Malformed { .. }
+            | Self::Realm { .. }
+            | Self::HostsFile { .. }
+            | Self::Certificate { .. }
+            | Self::NoEndpoint { .. } => None,
+        }
+    }
+
+    /// One error from those of the endpoints in the order of trial.
+    pub(super) fn from_tried(mut errors: Vec<Self>) -> Self {
+        match errors.len() {
+            1 => errors.remove(0),
+            _ => Self::AllFailed(errors),
+        }
+    }
+}

@@ -1,0 +1,351 @@
+//! The client against a registry that behaves, and against one that does not.
+
+use futures::TryStreamExt as _;
+use serde_json::json;
+
+use super::{
+    test_registry::{Door, Fault, TOKEN, TestRegistry},
+    *,
+};
+
+fn client(hosts: Option<PathBuf>) -> RegistryClient {
+    RegistryClient::new(RegistryConfig { hosts, stall: Duration::from_millis(400) })
+}
+
+fn login(registry: &str, user: &str) -> Credential {
+    let login = Login::Basic { username: user.to_owned(), password: "secret".to_owned() };
+    Credential { registry: registry.to_owned(), login }
+}
+
+fn access(credentials: Vec<Credential>) -> RegistryAccess {
+    RegistryAccess { credentials, ..RegistryAccess::default() }
+}
+
+fn manifest() -> serde_json::Value {
+    json!({"schemaVersion": 2, "config": {}, "layers": []})
+}
+
+async fn resolve(client: &RegistryClient, image: &str, access: &RegistryAccess) -> Result<Resolved, RegistryError> {
+    client.open(&image.parse().unwrap(), access)?.resolve("v1", Resolve::WithContent).await
+}
+
+async fn read(stream: BlobStream) -> Result<Vec<u8>, RegistryError> {
+    Ok(stream.bytes.try_collect::<Vec<_>>().await?.concat())
+}
+
+#[tokio::test]
+async fn pulls_without_a_login() {
+    let registry = TestRegistry::start().await;
+    let digest = registry.put_manifest("a/b", "v1", &manifest());
+    let blob = registry.put_blob(vec![7; 100_000]);
+    let repository =
+        client(None).open(&format!("{}/a/b:v1", registry.host()).parse().unwrap(), &access(vec![])).unwrap();
+    let resolved = repository.resolve("v1", Resolve::WithContent).await.unwrap();
+    assert_eq!((resolved.digest, resolved.content.is_some()), (digest, true));
+    let resolved = repository.resolve("v1", Resolve::DigestOnly).await.unwrap();
+    assert_eq!((resolved.digest, resolved.content), (digest, None));
+    assert_eq!(Digest::of(&repository.manifest(&digest).await.unwrap()), digest);
+    let stream = repository.blob(&blob, 100_000, 99_999, &[]).await.unwrap();
+    assert_eq!(stream.offset, 99_999);
+    assert_eq!(read(stream).await.unwrap(), [7]);
+    registry.fault("blobs", 1, Fault::NoRanges);
+    let stream = repository.blob(&blob, 100_000, 99_999, &[]).await.unwrap();
+    assert_eq!(stream.offset, 0);
+    assert_eq!(read(stream).await.unwrap().len(), 100_000);
+}
+
+#[tokio::test]
+async fn logs_in_with_a_password_or_a_token_and_does_so_once() {
+    let registry = TestRegistry::start().await;
+    registry.put_manifest("a", "v1", &manifest());
+    let blob = registry.put_blob("abc");
+    for door in [Door::Basic("me:secret".into()), Door::Bearer("me:secret".into(), None)] {
+        registry.set_door(door.clone());
+        let client = client(None);
+        let access = access(vec![login(&registry.host(), "me")]);
+        let image: Reference = format!("{}/a:v1", registry.host()).parse().unwrap();
+        for _ in 0..2 {
+            let repository = client.open(&image, &access).unwrap();
+            repository.resolve("v1", Resolve::WithContent).await.unwrap();
+            let stream = repository.blob(&blob, 3, 0, &[]).await.unwrap();
+            assert_eq!(read(stream).await.unwrap(), b"abc", "{door:?}");
+        }
+        // The first request has nothing to show yet; after that nobody is asked again.
+        let unauthorized = registry.seen().iter().filter(|seen| seen.authorization.is_none()).count();
+        assert_eq!((unauthorized, registry.count("GET", "/v2/a/blobs")), (1, 2), "{door:?}: {:?}", registry.seen());
+        if door != Door::Basic("me:secret".into()) {
+            assert_eq!(registry.count("GET", "/token?scope=repository%3Aa%3Apull&service=test"), 1);
+            assert!(registry.seen().iter().any(|seen| seen.authorization == Some(format!("Bearer {TOKEN}"))));
+        }
+        registry.forget_seen();
+    }
+}
+
+#[tokio::test]
+async fn a_blob_may_be_asked_for_first() {
+    let registry = TestRegistry::start().await;
+    let blob = registry.put_blob("abc");
+    registry.set_door(Door::Bearer("me:secret".into(), None));
+    let image = format!("{}/a:v1", registry.host()).parse().unwrap();
+    let repository = client(None).open(&image, &access(vec![login(&registry.host(), "me")])).unwrap();
+    assert_eq!(read(repository.blob(&blob, 3, 0, &[]).await.unwrap()).await.unwrap(), b"abc");
+}
+
+#[tokio::test]
+async fn tries_logins_in_order_and_says_how_many_were_refused() {
+    let registry = TestRegistry::start().await;
+    registry.put_manifest("a", "v1", &manifest());
+    registry.set_door(Door::Bearer("second:secret".into(), None));
+    let host = registry.host();
+    let image = format!("{host}/a:v1");
+    let all = access(vec![login("elsewhere.org", "x"), login(&host, "first"), login(&host, "second")]);
+    resolve(&client(None), &image, &all).await.unwrap();
+    let wrong = access(vec![login(&host, "first"), login(&host, "third")]);
+    let text = resolve(&client(None), &image, &wrong).await.unwrap_err().to_string();
+    assert!(text.contains("401 Unauthorized: incorrect username or password; all 2 logins were refused"), "{text}");
+    let text = resolve(&client(None), &image, &access(vec![])).await.unwrap_err().to_string();
+    assert!(text.starts_with(&format!("unauthorized: GET http://{host}/")), "{text}");
+    assert!(text.ends_with("no login fits this registry, check imagePullSecrets"), "{text}");
+}
+
+#[tokio::test]
+async fn a_login_never_reaches_another_host() {
+    let (registry, thief) = (TestRegistry::start().await, TestRegistry::start().await);
+    registry.put_manifest("a", "v1", &manifest());
+    let realm = format!("http://localhost:{}/token", thief.host().rsplit_once(':').unwrap().1);
+    registry.set_door(Door::Bearer("me:secret".into(), Some(realm)));
+    thief.set_door(Door::Bearer("me:secret".into(), None));
+    let image = format!("{}/a:v1", registry.host());
+    let err = resolve(&client(None), &image, &access(vec![login(&registry.host(), "me")])).await.unwrap_err();
+    assert!(matches!(err, RegistryError::Realm { .. }), "{err}");
+    assert!(err.to_string().contains("token_hosts"), "{err}");
+    assert_eq!(thief.seen(), []);
+    // A redirect of a blob to another host goes there without the login.
+    registry.set_door(Door::Basic("me:secret".into()));
+    let blob = thief.put_blob("abc");
+    thief.set_door(Door::Open);
+    let location = format!("http://localhost:{}/blobs/{blob}", thief.host().rsplit_once(':').unwrap().1);
+    let repository = client(None).open(&image.parse().unwrap(), &access(vec![login(&registry.host(), "me")])).unwrap();
+    repository.resolve("v1", Resolve::WithContent).await.unwrap();
+    registry.fault("blobs", 1, Fault::Status(307, vec![("location", location)], ""));
+    assert_eq!(read(repository.blob(&blob, 3, 0, &[]).await.unwrap()).await.unwrap(), b"abc");
+    assert_eq!(thief.seen().iter().map(|seen| seen.authorization.clone()).collect::<Vec<_>>(), [None]);
+}
+
+#[tokio::test]
+async fn waits_as_it_is_asked_to_and_gives_up_in_the_end() {
+    let registry = TestRegistry::start().await;
+    registry.put_manifest("a", "v1", &manifest());
+    let image = format!("{}/a:v1", registry.host());
+    let asked = |seconds: &str| Fault::Status(429, vec![("retry-after", seconds.to_owned())], "slow down");
+    registry.fault("manifests", 1, asked("1"));
+    registry.fault("manifests", 1, Fault::Status(503, vec![], ""));
+    let begun = tokio::time::Instant::now();
+    resolve(&client(None), &image, &access(vec![])).await.unwrap();
+    assert!(begun.elapsed() >= Duration::from_secs(1));
+    registry.fault("manifests", 9, asked("90"));
+    let text = resolve(&client(None), &image, &access(vec![])).await.unwrap_err().to_string();
+    assert!(text.ends_with("429 Too Many Requests: slow down; the registry asks to wait 1m 30s"), "{text}");
+    registry.heal();
+    registry.fault("blobs", 9, asked("7"));
+    let repository = client(None).open(&image.parse().unwrap(), &access(vec![])).unwrap();
+    let blob = registry.put_blob("abc");
+    let err = repository.blob(&blob, 3, 0, &[]).await.unwrap_err();
+    assert_eq!(err.retry_after(), Some(Duration::from_secs(7)), "{err}");
+}
+
+#[tokio::test]
+async fn names_what_is_wrong() {
+    let registry = TestRegistry::start().await;
+    let host = registry.host();
+    registry.put_manifest("a", "v1", &manifest());
+    let image = format!("{host}/a:v1");
+    let text = resolve(&client(None), &format!("{host}/none:v1"), &access(vec![])).await.unwrap_err().to_string();
+    assert_eq!(text, format!("not found: GET http://{host}/v2/none/manifests/v1: 404 Not Found: manifest unknown"));
+    registry.fault("manifests", 1, Fault::Corrupt);
+    let err = resolve(&client(None), &image, &access(vec![])).await.unwrap_err();
+    assert!(matches!(err, RegistryError::WrongDigest { .. }), "{err}");
+    registry.fault("manifests", 9, Fault::Slow(Duration::from_secs(30)));
+    let err = resolve(&client(None), &image, &access(vec![])).await.unwrap_err();
+    assert!(err.to_string().ends_with("no data from the registry for 400ms"), "{err}");
+    let closed = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let text = resolve(&client(None), &format!("{closed}/a:v1"), &access(vec![])).await.unwrap_err().to_string();
+    assert!(text.contains("Connection refused"), "{text}");
+}
+
+fn mirror_config(registry: &str, text: &str) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join(registry)).unwrap();
+    std::fs::write(dir.path().join(registry).join("hosts.toml"), text).unwrap();
+    dir
+}
+
+#[tokio::test]
+async fn mirrors_come_first_and_the_registry_last() {
+    let (first, second, origin) =
+        (TestRegistry::start().await, TestRegistry::start().await, TestRegistry::start().await);
+    let config = mirror_config(
+        "images.example.com",
+        &format!(
+            "server = \"http://{}\"\n[host.\"http://{}\"]\n[host.\"http://{}\"]\ncapabilities = [\"pull\"]\n",
+            origin.host(),
+            first.host(),
+            second.host()
+        ),
+    );
+    let client = client(Some(config.path().to_owned()));
+    let secret = access(vec![login("images.example.com", "me")]);
+    // In none of them.
+    let text = resolve(&client, "images.example.com/a:v1", &secret).await.unwrap_err().to_string();
+    assert!(text.starts_with(&format!("not found: GET http://{}/v2/a/manifests/v1: 404", origin.host())), "{text}");
+    assert!(
+        text.contains(&format!(
+            "mirror not found: GET http://{}/v2/a/manifests/v1?ns=images.example.com",
+            first.host()
+        )),
+        "{text}"
+    );
+    assert_eq!(second.seen(), []);
+    // In the registry only.
+    let digest = origin.put_manifest("a", "v1", &manifest());
+    let repository = client.open(&"images.example.com/a:v1".parse().unwrap(), &secret).unwrap();
+    assert_eq!(repository.resolve("v1", Resolve::WithContent).await.unwrap().digest, digest);
+    // A mirror that may only pull serves by digest.
+    second.put_manifest("a", "v1", &manifest());
+    origin.forget_seen();
+    repository.manifest(&digest).await.unwrap();
+    assert_eq!((second.count("GET", "manifests"), origin.seen().len()), (1, 0));
+    // And blobs, the first time round.
+    let blob = second.put_blob("abc");
+    let stream = repository.blob(&blob, 3, 0, &[]).await.unwrap();
+    assert_eq!(stream.endpoint, 1);
+    assert_eq!(read(stream).await.unwrap(), b"abc");
+    assert_eq!(second.count("GET", "?ns=images.example.com"), 2);
+    assert!(repository.blob(&blob, 3, 0, &[1]).await.is_err());
+    let sent: Vec<_> =
+        [first, second].iter().flat_map(TestRegistry::seen).filter_map(|seen| seen.authorization).collect();
+    assert_eq!(sent, Vec::<String>::new(), "a mirror was sent the registry's login");
+}
+
+#[tokio::test]
+async fn a_mirror_may_have_a_path_headers_and_a_login_of_its_own() {
+    let mirror = TestRegistry::start().await;
+    mirror.set_door(Door::Basic("m:secret".into()));
+    let digest = mirror.put_manifest("proxy/a", "v1", &manifest());
+    let blob = mirror.put_blob("abc");
+    let secret = access(vec![login(&mirror.host(), "m")]);
+    for more in ["", "[host.HOST.header]\nx-test = \"1\"\n"] {
+        let host = format!("\"http://{}/v2/proxy\"", mirror.host());
+        let text = format!("[host.{host}]\noverride_path = true\n{}", more.replace("HOST", &host));
+        let config = mirror_config("images.example.com", &text);
+        let client = client(Some(config.path().to_owned()));
+        let repository = client.open(&"images.example.com/a:v1".parse().unwrap(), &secret).unwrap();
+        assert_eq!(repository.resolve("v1", Resolve::WithContent).await.unwrap().digest, digest);
+        assert_eq!(read(repository.blob(&blob, 3, 0, &[]).await.unwrap()).await.unwrap(), b"abc", "{text}");
+        assert_eq!(read(repository.blob(&blob, 3, 2, &[]).await.unwrap()).await.unwrap(), b"c", "{text}");
+    }
+    assert_eq!(mirror.count("GET", "/v2/proxy/a/blobs/"), 4);
+}
+
+/// A certificate authority, a server certificate for 127.0.0.1, and a client certificate, as PEM files.
+struct Certificates {
+    folder: tempfile::TempDir,
+    server: rustls::ServerConfig,
+}
+
+/// Whether a server lets in who shows no certificate.
+#[derive(PartialEq)]
+enum Client {
+    MayShowNone,
+    MustShowOne,
+}
+
+fn certificates(client: Client) -> Certificates {
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let key = KeyPair::generate().unwrap();
+    let authority = params.self_signed(&key).unwrap();
+    let issuer = Issuer::new(params, key);
+    let signed = |name: &str| {
+        let key = KeyPair::generate().unwrap();
+        (CertificateParams::new(vec![name.to_owned()]).unwrap().signed_by(&key, &issuer).unwrap(), key)
+    };
+    let (server, server_key) = signed("127.0.0.1");
+    let (own, own_key) = signed("node");
+    let folder = tempfile::tempdir().unwrap();
+    // A bundle, of which the first is of no use.
+    let bundle = [server.pem(), authority.pem()].concat();
+    for (file, pem) in [("ca.crt", bundle), ("client.crt", own.pem()), ("client.key", own_key.serialize_pem())] {
+        std::fs::write(folder.path().join(file), pem).unwrap();
+    }
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(authority.der().clone()).unwrap();
+    let verifier = rustls::server::WebPkiClientVerifier::builder(roots.into());
+    let verifier = if client == Client::MayShowNone { verifier.allow_unauthenticated() } else { verifier };
+    let verifier = verifier.build().unwrap();
+    let server_key = rustls::pki_types::PrivatePkcs8KeyDer::from(server_key.serialize_der());
+    let server = rustls::ServerConfig::builder()
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(vec![server.der().clone()], server_key.into())
+        .unwrap();
+    Certificates { folder, server }
+}
+
+#[tokio::test]
+async fn certificates_are_verified_as_the_configuration_says() {
+    let certificates = certificates(Client::MayShowNone);
+    let registry = TestRegistry::start_tls(certificates.server.clone()).await;
+    let digest = registry.put_manifest("a", "v1", &manifest());
+    let blob = registry.put_blob("abc");
+    let path = |file: &str| certificates.folder.path().join(file).display().to_string();
+    let host = registry.host();
+    let pull = async |settings: &str| {
+        // The server table and the host tables take the same settings; here it is the registry itself.
+        let text = format!("server = \"https://{host}\"\n{settings}");
+        let config = mirror_config("images.example.com", &text);
+        let client = client(Some(config.path().to_owned()));
+        let repository = client.open(&"images.example.com/a:v1".parse().unwrap(), &access(vec![])).unwrap();
+        let found = repository.resolve("v1", Resolve::WithContent).await?.digest;
+        assert_eq!(found, digest);
+        read(repository.blob(&blob, 3, 0, &[]).await?).await
+    };
+    let ca = format!("ca = {:?}\n", path("ca.crt"));
+    assert_eq!(pull(&ca).await.unwrap(), b"abc");
+    assert_eq!(pull("skip_verify = true\n").await.unwrap(), b"abc");
+    let client = format!("{ca}client = [[{:?}, {:?}]]\n", path("client.crt"), path("client.key"));
+    assert_eq!(pull(&client).await.unwrap(), b"abc");
+    let text = pull("").await.unwrap_err().to_string();
+    assert!(text.contains("certificate"), "{text}");
+    let text = pull("ca = \"/none.crt\"\n").await.unwrap_err().to_string();
+    assert!(text.starts_with("certificate /none.crt: No such file"), "{text}");
+    // Asked for by the pod or the cache instead.
+    let insecure = RegistryAccess { insecure: vec![host.clone()], ..RegistryAccess::default() };
+    let repository = self::client(None).open(&format!("{host}/a:v1").parse().unwrap(), &insecure).unwrap();
+    // On this very host the registry would be spoken to in the clear.
+    assert!(repository.resolve("v1", Resolve::WithContent).await.is_err());
+}
+
+#[tokio::test]
+async fn a_registry_may_want_a_client_certificate() {
+    let certificates = certificates(Client::MustShowOne);
+    let registry = TestRegistry::start_tls(certificates.server).await;
+    registry.put_manifest("a", "v1", &manifest());
+    let blob = registry.put_blob("abc");
+    let text = format!(
+        "[host.\"https://{}\"]\nca = \"ca.crt\"\nclient = [[\"client.crt\", \"client.key\"]]\n",
+        registry.host()
+    );
+    let folder = certificates.folder.path().join("images.example.com");
+    std::fs::create_dir(&folder).unwrap();
+    for file in ["ca.crt", "client.crt", "client.key"] {
+        std::fs::rename(certificates.folder.path().join(file), folder.join(file)).unwrap();
+    }
+    std::fs::write(folder.join("hosts.toml"), text).unwrap();
+    let client = client(Some(certificates.folder.path().to_owned()));
+    let repository = client.open(&"images.example.com/a:v1".parse().unwrap(), &access(vec![])).unwrap();
+    repository.resolve("v1", Resolve::WithContent).await.unwrap();
+    assert_eq!(read(repository.blob(&blob, 3, 0, &[]).await.unwrap()).await.unwrap(), b"abc");
+}

@@ -1,0 +1,402 @@
+//! What every driver must do, checked against other unpackers: GNU `tar` with the whiteouts applied beside it, and `umoci`.
+//!
+//! Runs as root, with real mounts; needs `tar` and `umoci`. Where one is missing the tests fail.
+
+mod compare;
+mod fixture;
+mod reference;
+
+use std::path::{Path, PathBuf};
+
+use compare::Leeway;
+use fixture::{Bench, Item, Layers};
+
+use super::{Driver, ErofsSnapshotter, Limits, SnapshotError, Snapshotter as _, make_room};
+use crate::store::Store;
+use crate::store::index::ImageRecord;
+use crate::store::layout::Layout;
+
+/// Both drivers take the same layers and show the same files as both references.
+fn agree(layers: &Layers) {
+    let bench = Bench::new();
+    let tar = reference::tar(layers, &bench.directory("tar"));
+    let umoci = reference::umoci(layers, &bench.directory("umoci"));
+    for driver in [Driver::Erofs, Driver::Directory] {
+        let shown = bench.mount(driver, layers);
+        compare::same(&tar, shown.root(), driver, Leeway::None);
+        compare::same(&umoci, shown.root(), driver, Leeway::EmptyAttributes);
+    }
+}
+
+/// The same where one of the references cannot be asked.
+fn agree_with(reference: fn(&Layers, &Path) -> PathBuf, layers: &Layers) {
+    let bench = Bench::new();
+    let expected = reference(layers, &bench.directory("reference"));
+    for driver in [Driver::Erofs, Driver::Directory] {
+        let shown = bench.mount(driver, layers);
+        compare::same(&expected, shown.root(), driver, Leeway::None);
+    }
+}
+
+#[test]
+fn every_kind_of_file_in_every_dialect() {
+    for dialect in ["pax", "gnu", "ustar", "v7"] {
+        agree(&Layers::from(vec![fixture::packed(dialect, fixture::every_kind)]));
+    }
+}
+
+#[test]
+fn sparse_files_in_every_dialect() {
+    for arguments in [
+        &["--format=gnu"][..],
+        &["--format=pax", "--sparse-version=0.0"],
+        &["--format=pax", "--sparse-version=0.1"],
+        &["--format=pax", "--sparse-version=1.0"],
+    ] {
+        let arguments = [arguments, &["--sparse", "--hole-detection=seek"]].concat();
+        // umoci does not know old GNU sparse entries.
+        agree_with(reference::tar, &Layers::from(vec![fixture::packed_with(&arguments, fixture::sparse_files)]));
+    }
+}
+
+#[test]
+fn a_directory_of_thousands_of_entries() {
+    let mut items = vec![Item::directory("d")];
+    for index in 0..500 {
+        items.push(Item::file(&format!("d/{index}-{}", "n".repeat(index % 200)), b"x"));
+        items.push(Item::file(&format!("d/.-{index}"), b""));
+        items.push(Item::file(&format!("d/!{index}"), b"y"));
+    }
+    agree(&Layers::new([items]));
+}
+
+#[test]
+fn whiteouts_concern_the_layers_below_only() {
+    agree(&Layers::new([
+        vec![
+            Item::directory("a"),
+            Item::file("a/gone", b"1"),
+            Item::file("a/kept", b"2"),
+            Item::directory("a/dir"),
+            Item::file("a/dir/below", b"3"),
+            Item::file("b", b"4"),
+            Item::symlink("link", "a"),
+            Item::directory("again"),
+            Item::file("again/old", b"old"),
+        ],
+        vec![
+            Item::file("a/.wh.gone", b""),
+            Item::file("a/.wh.dir", b""),
+            Item::file(".wh.link", b""),
+            Item::file(".wh.never-was", b""),
+            Item::directory("again"),
+            Item::file("again/new", b"new"),
+            Item::file(".wh.again", b""),
+            Item::file(".wh.b", b""),
+            Item::file("b", b"this layer's own"),
+        ],
+    ]));
+}
+
+#[test]
+fn opaque_directories_hide_what_is_below() {
+    agree(&Layers::new([
+        vec![
+            Item::directory("d"),
+            Item::file("d/low", b"1"),
+            Item::directory("d/sub"),
+            Item::file("d/sub/low", b"2"),
+            Item::directory("e"),
+            Item::file("e/low", b"3"),
+        ],
+        vec![
+            Item::directory("d"),
+            Item::file("d/.wh..wh..opq", b""),
+            Item::file("d/high", b"4"),
+            Item::directory("d/sub"),
+            Item::file("d/sub/high", b"5"),
+            Item::directory("e"),
+            Item::file("e/high", b"6"),
+            Item::file("e/.wh..wh..opq", b""),
+        ],
+        vec![Item::file("d/top", b"7")],
+    ]));
+}
+
+#[test]
+fn entries_are_replaced_by_other_kinds() {
+    let kinds = |prefix: &str| {
+        vec![
+            Item::file(&format!("{prefix}file"), b"content"),
+            Item::directory(&format!("{prefix}dir")),
+            Item::file(&format!("{prefix}dir/child"), b"c"),
+            Item::symlink(&format!("{prefix}symlink"), "elsewhere"),
+            Item::fifo(&format!("{prefix}fifo")),
+            Item::char_device(&format!("{prefix}char"), 1, 3),
+        ]
+    };
+    let names = ["file", "dir", "symlink", "fifo", "char"];
+    let (mut below, mut above) = (Vec::new(), Vec::new());
+    for name in names {
+        below.extend(kinds(&format!("{name}-")));
+        for old in names {
+            let path = format!("{name}-{old}");
+            above.push(match name {
+                "file" => Item::file(&path, b"new"),
+                "dir" => Item::directory(&path),
+                "symlink" => Item::symlink(&path, "new"),
+                "fifo" => Item::fifo(&path),
+                _ => Item::char_device(&path, 1, 5),
+            });
+        }
+    }
+    agree(&Layers::new([below, above]));
+}
+
+#[test]
+fn hard_links_stay_together_when_one_name_is_replaced() {
+    agree(&Layers::new([
+        vec![
+            Item::file("a", b"shared"),
+            Item::hard_link("b", "a"),
+            Item::directory("d"),
+            Item::hard_link("d/c", "./a"),
+            Item::symlink("s", "a"),
+            Item::hard_link("s2", "s"),
+            Item::fifo("f"),
+            Item::hard_link("f2", "f"),
+        ],
+        vec![Item::file("a", b"replaced"), Item::file("d/.wh.c", b"")],
+    ]));
+}
+
+#[test]
+fn hard_links_reach_into_the_layers_below() {
+    agree(&Layers::new([
+        vec![Item::file("old", b"below"), Item::directory("d")],
+        vec![Item::hard_link("d/new", "old"), Item::hard_link("d/newer", "d/new")],
+    ]));
+}
+
+#[test]
+fn a_directory_that_is_passed_through_keeps_its_owner() {
+    agree(&Layers::new([
+        vec![Item::directory("a").owner(10, 20).mode(0o2750), Item::directory("a/b").owner(1, 2).mode(0o700)],
+        vec![Item::file("a/b/c/file", b"x")],
+    ]));
+}
+
+#[test]
+fn a_path_through_a_symbolic_link_of_the_layer_below_is_followed() {
+    let layers = Layers::new([
+        vec![
+            Item::directory("usr"),
+            Item::directory("usr/lib"),
+            Item::file("usr/lib/old", b"1"),
+            Item::symlink("lib", "usr/lib"),
+            Item::directory("x"),
+            Item::symlink("x/up", "../usr/lib"),
+            Item::symlink("absolute", "/usr/lib"),
+        ],
+        vec![Item::file("lib/new", b"2"), Item::file("x/up/newer", b"3"), Item::file("absolute/newest", b"4")],
+    ]);
+    // GNU tar would follow the absolute link to this machine's own directory.
+    agree_with(reference::umoci, &layers);
+}
+
+#[test]
+fn a_layer_may_come_twice_and_may_be_empty() {
+    agree(&Layers::new([
+        vec![Item::file("a", b"1")],
+        vec![],
+        vec![Item::file("b", b"2"), Item::file("a", b"3")],
+        vec![],
+        vec![Item::file("a", b"1")],
+    ]));
+}
+
+#[test]
+fn an_image_may_have_no_layers() {
+    let layers = Layers::new([]);
+    let bench = Bench::new();
+    for driver in [Driver::Erofs, Driver::Directory] {
+        let shown = bench.mount(driver, &layers);
+        assert_eq!(std::fs::read_dir(shown.root()).expect("mounted").count(), 0);
+    }
+}
+
+#[test]
+fn a_store_may_lie_at_a_long_path_and_an_image_may_have_many_layers() {
+    let layers = Layers::new((0..130).map(|index| vec![Item::file(&format!("file-{index}"), &[index; 700])]));
+    let bench = Bench::new();
+    let long = bench.directory(&"long".repeat(60));
+    let layout = Layout::new(long.join("store"));
+    for directory in layout.directories() {
+        std::fs::create_dir_all(directory).expect("mkdir");
+    }
+    let snapshotter = ErofsSnapshotter::new(layout, long.join("mounts"), Limits::default());
+    for (tar, diff_id) in layers.tars().iter().zip(layers.image().diff_ids) {
+        let mut writer = snapshotter.begin_layer(None).expect("begun");
+        writer.write(tar).expect("written");
+        writer.finish(&diff_id).expect("finished");
+    }
+    let mounted = snapshotter.mount(&layers.image()).expect("mounted");
+    for index in 0..130 {
+        let content = std::fs::read(mounted.lower_dirs[0].join(format!("file-{index}"))).expect("read");
+        assert_eq!(content, [index; 700]);
+    }
+    snapshotter.unmount(&layers.image().manifest).expect("unmounted");
+}
+
+#[test]
+fn what_must_not_be_unpacked_is_refused_and_leaves_nothing() {
+    let cases = [
+        vec![Item::file("../out", b"x")],
+        vec![Item::file("a/../../out", b"x")],
+        vec![Item::directory("a"), Item::hard_link("a/x", "../../etc/passwd")],
+        vec![Item::file("a", b"x"), Item::file("a/b", b"y")],
+        vec![Item::symlink("a", "b"), Item::symlink("b", "a"), Item::file("a/x", b"y")],
+        vec![Item::file(".wh.", b"")],
+        vec![Item::file(".wh...", b"")],
+        vec![Item::directory("d"), Item::hard_link("x", "d")],
+        vec![Item::symlink("s", "")],
+    ];
+    for items in cases {
+        let layers = Layers::new([items]);
+        let bench = Bench::new();
+        for driver in [Driver::Erofs, Driver::Directory] {
+            let error = bench.ingest(driver, &layers).expect_err("refused");
+            assert!(matches!(error, SnapshotError::MalformedTar(_)), "{driver:?}: {error}");
+            bench.assert_nothing_left(driver);
+        }
+    }
+}
+
+#[test]
+fn symbolic_links_never_lead_outside() {
+    let layers = Layers::new([vec![
+        Item::symlink("out", "../../../../../../tmp"),
+        Item::file("out/larder-escape", b"x"),
+        Item::symlink("abs", "/tmp"),
+        Item::file("abs/larder-escape-2", b"x"),
+    ]]);
+    let bench = Bench::new();
+    for driver in [Driver::Erofs, Driver::Directory] {
+        let shown = bench.mount(driver, &layers);
+        assert!(shown.root().join("tmp/larder-escape").exists(), "{driver:?}");
+        assert!(shown.root().join("tmp/larder-escape-2").exists(), "{driver:?}");
+        assert!(!Path::new("/tmp/larder-escape").exists() && !Path::new("/tmp/larder-escape-2").exists());
+    }
+}
+
+#[test]
+fn a_wrong_diff_id_leaves_nothing() {
+    let layers = Layers::new([vec![Item::file("a", b"1")]]);
+    let bench = Bench::new();
+    for driver in [Driver::Erofs, Driver::Directory] {
+        let error =
+            bench.ingest_as(driver, &layers.tars()[0], &crate::digest::Digest::of(b"other")).expect_err("refused");
+        assert!(matches!(error, SnapshotError::DiffIdMismatch { .. }), "{error}");
+        bench.assert_nothing_left(driver);
+    }
+}
+
+#[test]
+fn mounting_twice_gives_one_mount_that_a_new_driver_finds() {
+    let layers = Layers::new([vec![Item::file("a", b"1")]]);
+    let bench = Bench::new();
+    for driver in [Driver::Erofs, Driver::Directory] {
+        bench.ingest(driver, &layers).expect("valid layers");
+        let first = bench.driver(driver).mount(&layers.image()).expect("mounted");
+        let second = bench.driver(driver).mount(&layers.image()).expect("mounted");
+        assert_eq!(first, second);
+        let at = |path: &Path| {
+            let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
+            mounts.lines().filter(|line| line.contains(&format!(" {} ", path.display()))).count()
+        };
+        let expected = usize::from(driver == Driver::Erofs);
+        assert_eq!(at(&first.lower_dirs[0]), expected);
+        bench.driver(driver).remove_image(&layers.image().manifest).expect("removed");
+        bench.driver(driver).remove_image(&layers.image().manifest).expect("removed again");
+        assert_eq!(at(&first.lower_dirs[0]), 0);
+        for diff_id in layers.image().diff_ids {
+            bench.driver(driver).remove_layer(&diff_id).expect("removed");
+            bench.driver(driver).remove_layer(&diff_id).expect("removed again");
+            assert_eq!(bench.driver(driver).layer(&diff_id), None);
+        }
+        let error = bench.driver(driver).mount(&layers.image()).expect_err("its layers are gone");
+        assert!(matches!(error, SnapshotError::MissingLayer(_)), "{error}");
+        bench.assert_nothing_left(driver);
+    }
+}
+
+#[test]
+fn a_damaged_index_is_made_anew_from_the_tar() {
+    let layers = Layers::new([vec![Item::file("a", b"1")]]);
+    let bench = Bench::new();
+    bench.ingest(Driver::Erofs, &layers).expect("valid layers");
+    let index = bench.layout(Driver::Erofs).layer(&layers.image().diff_ids[0]).index();
+    let mut bytes = std::fs::read(&index).expect("index");
+    bytes[1100] ^= 1;
+    std::fs::write(&index, bytes).expect("damaged");
+    bench.driver(Driver::Erofs).compose(&layers.image()).expect("composed from the tar");
+    assert!(super::erofs::read_image(&std::fs::read(&index).expect("index")).is_ok());
+}
+
+#[test]
+fn a_full_disk_is_told_with_its_sizes_and_leaves_nothing() {
+    let content = vec![7; 3 << 20];
+    let layers = Layers::new([vec![Item::file("large", &content)]]);
+    for driver in [Driver::Erofs, Driver::Directory] {
+        let bench = Bench::on_tmpfs(1 << 20);
+        let tar = &layers.tars()[0];
+        for hint in [None, Some(tar.len() as u64)] {
+            let written = bench
+                .driver(driver)
+                .begin_layer(hint)
+                .and_then(|mut writer| tar.chunks(65536).try_for_each(|piece| writer.write(piece)));
+            match written {
+                Err(SnapshotError::DiskFull { needed_bytes, free_bytes, .. }) => {
+                    assert!(free_bytes <= 1 << 20, "{driver:?}: {free_bytes} free");
+                    assert!(driver == Driver::Directory || needed_bytes > 0, "{driver:?}: {needed_bytes} needed");
+                }
+                other => panic!("{driver:?}: {other:?}"),
+            }
+            bench.assert_nothing_left(driver);
+        }
+    }
+}
+
+#[test]
+fn room_is_made_from_what_nobody_uses() {
+    let bench = Bench::new();
+    for driver in [Driver::Erofs, Driver::Directory] {
+        let store = Store::open(bench.layout(driver).root()).expect("opens");
+        let snapshotter = bench.driver(driver);
+        let layers =
+            Layers::new([vec![Item::file("a", b"1")], vec![Item::file("b", b"2")], vec![Item::file("c", b"3")]]);
+        let image = layers.image();
+        for (at, layer) in (100..).zip(bench.ingest(driver, &layers).expect("valid layers")) {
+            store.record_layer(&layer.diff_id, layer.size_bytes, layer.disk_bytes, at);
+        }
+        snapshotter.mount(&image).expect("mounted");
+        store.record_image(&image.manifest, &[], 0);
+        store
+            .index()
+            .put_image(&ImageRecord { manifest: image.manifest, diff_ids: image.diff_ids.clone() })
+            .expect("put");
+        let pin = store.pins().pin(&image.diff_ids[..1]);
+        let freed = make_room(&store, &*snapshotter, 1).expect("room");
+        assert!(freed > 0);
+        let here = |index: usize| snapshotter.layer(&image.diff_ids[index]).is_some();
+        assert_eq!([here(0), here(1), here(2)], [true, false, true], "{driver:?}");
+        assert_eq!(snapshotter.mounted().expect("mounts"), [], "an image goes with its layer");
+        assert_eq!(store.images().expect("images"), []);
+        make_room(&store, &*snapshotter, u64::MAX).expect("room");
+        assert_eq!([here(0), here(1), here(2)], [true, false, false], "{driver:?}");
+        drop(pin);
+        make_room(&store, &*snapshotter, u64::MAX).expect("room");
+        drop(store);
+        bench.assert_nothing_left(driver);
+    }
+}

@@ -1,0 +1,262 @@
+//! The driver `erofs`: a layer stays the tar that it came as, an image is one metadata-only EROFS over the tars of its layers.
+//!
+//! Locks: one mutex, held for the moment of mounting or unmounting, so that the same image is not mounted twice over.
+//! Composing needs none: it ends with a rename, and doing it twice gives the same file.
+//! Recovery: nothing is kept in memory; mounts are found by asking the kernel.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use super::erofs::Device;
+use super::layer_stream::{KeepTar, LayerStream};
+use super::tar_file::TarFile;
+use super::{
+    Driver, ImageLayers, Layer, LayerWriter, Limits, MountedImage, SnapshotError, Snapshotter, layer_index, merge,
+};
+use crate::digest::Digest;
+use crate::host::mount;
+use crate::store::durable;
+use crate::store::layout::{LayerMeta, LayerPaths, Layout};
+
+/// What the driver is called in `meta.json`.
+pub(crate) const NAME: &str = "erofs";
+
+/// Snapshots as EROFS over tars.
+#[derive(Debug)]
+pub struct ErofsSnapshotter {
+    layout: Layout,
+    mounts: PathBuf,
+    limits: Limits,
+    mounting: Mutex<()>,
+}
+
+impl ErofsSnapshotter {
+    /// A driver over this store, which mounts images below `mounts` (on tmpfs).
+    pub fn new(layout: Layout, mounts: PathBuf, limits: Limits) -> Self {
+        Self { layout, mounts, limits, mounting: Mutex::new(()) }
+    }
+
+    fn mount_point(&self, manifest: &Digest) -> PathBuf {
+        self.mounts.join(manifest.hex())
+    }
+
+    /// A layer's tree; the index is derived from the tar, and made anew where it is damaged.
+    fn tree(&self, diff_id: &Digest) -> Result<super::tree::Tree, SnapshotError> {
+        match layer_index::read(&self.layout, diff_id) {
+            Err(SnapshotError::CorruptIndex { path, source }) => {
+                tracing::warn!(path = %path.display(), error = %source, "layer index is damaged, making it anew");
+                self.rebuild_index(diff_id)
+            }
+            other => other,
+        }
+    }
+
+    fn rebuild_index(&self, diff_id: &Digest) -> Result<super::tree::Tree, SnapshotError> {
+        let paths = self.layout.layer(diff_id);
+        let tar = paths.tar();
+        let io = |error| SnapshotError::io("read", &tar, 0, error);
+        let mut file = fs::File::open(&tar).map_err(io)?;
+        let mut stream = LayerStream::new(self.limits, KeepTar);
+        let mut buffer = vec![0; 1 << 20];
+        loop {
+            match std::io::Read::read(&mut file, &mut buffer).map_err(io)? {
+                0 => break,
+                length => stream.feed(&buffer[..length])?,
+            }
+        }
+        let read = stream.finish()?;
+        if read.diff_id != *diff_id {
+            return Err(SnapshotError::DiffIdMismatch { expected: *diff_id, actual: read.diff_id });
+        }
+        let unfinished = self.layout.unfinished("index");
+        layer_index::write(&unfinished, &read.tree, &[device(diff_id, read.bytes)])?;
+        durable::rename(&unfinished, &paths.index()).map_err(|error| SnapshotError::io("rename", &tar, 0, error))?;
+        Ok(read.tree)
+    }
+
+    fn write_image(&self, image: &ImageLayers) -> Result<(), SnapshotError> {
+        let index = self.layout.image_index(&image.manifest);
+        let mut trees = Vec::with_capacity(image.diff_ids.len());
+        let mut devices = Vec::with_capacity(image.diff_ids.len());
+        for diff_id in &image.diff_ids {
+            let layer = self.layer(diff_id).ok_or(SnapshotError::MissingLayer(*diff_id))?;
+            devices.push(device(diff_id, layer.size_bytes));
+            trees.push(self.tree(diff_id)?);
+        }
+        let tree = merge::merge(&trees)?;
+        layer_index::write_image_meta(&self.layout, image)?;
+        let unfinished = self.layout.unfinished("image");
+        let written = layer_index::write(&unfinished, &tree, &devices).and_then(|_| {
+            durable::rename(&unfinished, &index).map_err(|error| SnapshotError::io("rename", &index, 0, error))
+        });
+        if written.is_err() {
+            // The error that matters is the first; a leftover is removed at the next start.
+            let _ = durable::remove(&unfinished);
+        }
+        written
+    }
+}
+
+impl Snapshotter for ErofsSnapshotter {
+    fn driver(&self) -> Driver {
+        Driver::Erofs
+    }
+
+    fn begin_layer(&self, size_hint: Option<u64>) -> Result<Box<dyn LayerWriter>, SnapshotError> {
+        let paths = LayerPaths::at(self.layout.unfinished("layer"));
+        fs::create_dir(paths.directory()).map_err(|error| SnapshotError::io("create", paths.directory(), 0, error))?;
+        let needed = size_hint.unwrap_or(0);
+        let mut writer = Writer {
+            layout: self.layout.clone(),
+            unfinished: Unfinished(paths.directory().to_owned()),
+            paths,
+            needed,
+            file: None,
+            stream: LayerStream::new(self.limits, KeepTar),
+        };
+        let tar = writer.paths.tar();
+        let file =
+            TarFile::create(&tar, size_hint).map_err(|error| SnapshotError::io("create", &tar, needed, error))?;
+        writer.file = Some(file);
+        Ok(Box::new(writer))
+    }
+
+    fn layer(&self, diff_id: &Digest) -> Option<Layer> {
+        layer_of(&self.layout, diff_id, NAME)
+    }
+
+    fn compose(&self, image: &ImageLayers) -> Result<(), SnapshotError> {
+        let complete = [self.layout.image_meta(&image.manifest), self.layout.image_index(&image.manifest)];
+        if complete.iter().all(|path| path.exists()) { Ok(()) } else { self.write_image(image) }
+    }
+
+    fn mount(&self, image: &ImageLayers) -> Result<MountedImage, SnapshotError> {
+        let target = self.mount_point(&image.manifest);
+        let mounted = MountedImage { lower_dirs: vec![target.clone()] };
+        let io = |action, path: &Path, error| SnapshotError::io(action, path, 0, error);
+        let is_mounted = || mount::is_erofs(&target).map_err(|error| io("stat", &target, error));
+        if is_mounted()? {
+            return Ok(mounted);
+        }
+        self.compose(image)?;
+        let index = self.layout.image_index(&image.manifest);
+        let devices: Vec<PathBuf> = image.diff_ids.iter().map(|diff_id| self.layout.layer(diff_id).tar()).collect();
+        let missing = image.diff_ids.iter().zip(&devices).find(|(_, tar)| !tar.exists());
+        if let Some((diff_id, _)) = missing {
+            return Err(SnapshotError::MissingLayer(*diff_id));
+        }
+        let _one = self.mounting.lock().unwrap_or_else(PoisonError::into_inner);
+        if !is_mounted()? {
+            fs::create_dir_all(&target).map_err(|error| io("create", &target, error))?;
+            mount::mount_erofs(&index, &devices, &target).map_err(|error| io("mount", &index, error))?;
+        }
+        Ok(mounted)
+    }
+
+    fn unmount(&self, manifest: &Digest) -> Result<(), SnapshotError> {
+        let _one = self.mounting.lock().unwrap_or_else(PoisonError::into_inner);
+        let target = self.mount_point(manifest);
+        let io = |action, error| SnapshotError::io(action, &target, 0, error);
+        mount::unmount_if_mounted(&target).map_err(|error| io("unmount", error))?;
+        durable::remove_empty(&target).map_err(|error| io("remove", error))
+    }
+
+    fn mounted(&self) -> Result<Vec<Digest>, SnapshotError> {
+        let io = |error| SnapshotError::io("list", &self.mounts, 0, error);
+        let entries = match fs::read_dir(&self.mounts) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other.map_err(io)?,
+        };
+        let mut mounted = Vec::new();
+        for entry in entries {
+            let path = entry.map_err(io)?.path();
+            let hex = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            if let Ok(manifest) = format!("sha256:{hex}").parse()
+                && mount::is_erofs(&path).map_err(io)?
+            {
+                mounted.push(manifest);
+            }
+        }
+        Ok(mounted)
+    }
+
+    fn remove_image(&self, manifest: &Digest) -> Result<(), SnapshotError> {
+        self.unmount(manifest)?;
+        for path in [self.layout.image_index(manifest), self.layout.image_meta(manifest)] {
+            durable::remove(&path).map_err(|error| SnapshotError::io("remove", &path, 0, error))?;
+        }
+        Ok(())
+    }
+
+    fn hide_layer(&self, diff_id: &Digest) -> Result<Option<PathBuf>, SnapshotError> {
+        layer_index::hide(&self.layout, diff_id)
+    }
+}
+
+fn device(diff_id: &Digest, bytes: u64) -> Device {
+    Device { tag: diff_id.hex(), bytes }
+}
+
+/// The layer on disk, if it is whole and of this driver.
+pub(crate) fn layer_of(layout: &Layout, diff_id: &Digest, driver: &str) -> Option<Layer> {
+    let meta = layer_index::read_meta(&layout.layer(diff_id))?;
+    if meta.driver != driver {
+        return None;
+    }
+    Some(Layer { diff_id: *diff_id, size_bytes: meta.size_bytes, disk_bytes: meta.disk_bytes })
+}
+
+/// A directory that goes away with this value, unless it has been renamed.
+#[derive(Debug)]
+pub(crate) struct Unfinished(pub(crate) PathBuf);
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if let Err(error) = durable::remove(&self.0) {
+            tracing::warn!(path = %self.0.display(), %error, "unfinished layer stays until the next start");
+        }
+    }
+}
+
+/// A layer on its way to disk.
+#[derive(Debug)]
+struct Writer {
+    layout: Layout,
+    paths: LayerPaths,
+    stream: LayerStream<KeepTar>,
+    needed: u64,
+    file: Option<TarFile>,
+    /// Last, so that the files are closed before they are removed.
+    unfinished: Unfinished,
+}
+
+impl LayerWriter for Writer {
+    fn write(&mut self, plain: &[u8]) -> Result<(), SnapshotError> {
+        self.stream.feed(plain)?;
+        let Some(file) = &mut self.file else { return Ok(()) };
+        file.write(plain).map_err(|error| {
+            let needed = self.needed.max(self.stream.bytes());
+            SnapshotError::io("write", &self.paths.tar(), needed, error)
+        })
+    }
+
+    fn finish(mut self: Box<Self>, expected: &Digest) -> Result<Layer, SnapshotError> {
+        let read = self.stream.finish()?;
+        if read.diff_id != *expected {
+            return Err(SnapshotError::DiffIdMismatch { expected: *expected, actual: read.diff_id });
+        }
+        if let Some(file) = self.file.take() {
+            let tar = self.paths.tar();
+            file.finish().map_err(|error| SnapshotError::io("sync", &tar, read.bytes, error))?;
+        }
+        let index_bytes = layer_index::write(&self.paths.index(), &read.tree, &[device(expected, read.bytes)])?;
+        let disk_bytes = read.bytes + index_bytes;
+        let meta =
+            LayerMeta { diff_id: expected.to_string(), size_bytes: read.bytes, disk_bytes, driver: NAME.to_owned() };
+        layer_index::write_meta(&self.paths, &meta)?;
+        layer_index::publish(&self.layout, &self.paths, expected)?;
+        drop(self.unfinished);
+        Ok(Layer { diff_id: *expected, size_bytes: read.bytes, disk_bytes })
+    }
+}

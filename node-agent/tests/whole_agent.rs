@@ -1,0 +1,10 @@
+//! The whole agent with everything real: its own process, the kernel, crun and a registry on loopback. Needs root, crun,
+//! nft and a static busybox at `/usr/bin/busybox`; where one is missing the tests fail.
+
+#[cfg(test)]
+mod whole_agent {
+    mod bench;
+    mod pods;
+    mod registry;
+    mod survival;
+}

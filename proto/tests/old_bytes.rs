@@ -1,0 +1,97 @@
+//! Bytes that version 0.1.0 sent must go on decoding to the same values: a provider and an agent of different versions
+//! speak to each other while a cluster is being updated.
+//!
+//! A line here is never changed. Whoever adds a field adds a line with it.
+
+#![expect(clippy::tests_outside_test_module, reason = "the whole file is one")]
+
+use std::collections::HashMap;
+
+use larder_proto::v1::{
+    CachedImage, ImageCachePhase, ImageCacheState, PodGone, PodState, ReadLogsRequest, RegistryCredential,
+    ResolvedObject, RunPodRequest, ServiceAccountToken, StopPodRequest, WatchPodsResponse, watch_pods_response,
+};
+use prost::Message;
+
+#[test]
+fn run_pod() {
+    let expected = RunPodRequest {
+        pod_json: br#"{"kind":"Pod"}"#.as_slice().into(),
+        config_maps: vec![ResolvedObject {
+            name: "c".into(),
+            data: HashMap::from([("k".to_owned(), b"v".as_slice().into())]),
+        }],
+        tokens: vec![ServiceAccountToken { audience: "a".into(), expiration_seconds: 3607, token: "t".into() }],
+        credentials: vec![RegistryCredential {
+            registry: "r.example".into(),
+            username: "u".into(),
+            password: "p".into(),
+            ..RegistryCredential::default()
+        }],
+        image_cache_id: "imc-1".into(),
+        plain_http_registries: vec!["127.0.0.1:5000".into()],
+        ..RunPodRequest::default()
+    };
+    still_decodes(
+        "0a0e7b226b696e64223a22506f64227d120b0a01631206\
+         0a016b12017622090a0161 10971c1a017432110a09722e6578616d706c65120175\
+         1a01703a05696d632d31420e3132372e302e302e313a35303030",
+        &expected,
+    );
+}
+
+#[test]
+fn stop_pod() {
+    let expected =
+        StopPodRequest { uid: "u".into(), grace_period: Some(prost_types::Duration { seconds: 30, nanos: 0 }) };
+    still_decodes("0a0175 1202081e", &expected);
+}
+
+#[test]
+fn watch_pods() {
+    let state = PodState {
+        uid: "u".into(),
+        namespace: "n".into(),
+        name: "p".into(),
+        generation: 7,
+        status_json: b"{}".as_slice().into(),
+        terminated: true,
+    };
+    let changed = WatchPodsResponse { item: Some(watch_pods_response::Item::Changed(state)) };
+    still_decodes("1211 0a0175 12016e 1a0170 2007 2a027b7d 3001", &changed);
+    let gone = PodGone { uid: "u".into(), generation: 8, status_json: b"{}".as_slice().into() };
+    let gone = WatchPodsResponse { item: Some(watch_pods_response::Item::Gone(gone)) };
+    still_decodes("1a09 0a0175 1008 1a027b7d", &gone);
+}
+
+#[test]
+fn read_logs() {
+    let expected =
+        ReadLogsRequest { uid: "u".into(), container: "c".into(), tail_lines: Some(0), ..ReadLogsRequest::default() };
+    still_decodes("0a0175 120163 2800", &expected);
+}
+
+#[test]
+fn image_cache_state() {
+    let expected = ImageCacheState {
+        id: "imc-1".into(),
+        name: "n".into(),
+        generation: 3,
+        phase: ImageCachePhase::Ready.into(),
+        progress_percent: 100,
+        images: vec![CachedImage {
+            reference: "nginx".into(),
+            manifest_digest: "sha256:0".into(),
+            index_digest: String::new(),
+            size_bytes: 300,
+        }],
+        ..ImageCacheState::default()
+    };
+    still_decodes("0a05696d632d31 12016e 1803 2002 2864 3a14 0a056e67696e78 12087368613235363a30 20ac02", &expected);
+}
+
+fn still_decodes<M: Message + Default + PartialEq + std::fmt::Debug>(bytes: &str, expected: &M) {
+    let bytes = hex::decode(bytes.replace(' ', "")).expect("hexadecimal digits");
+    assert_eq!(hex::encode(expected.encode_to_vec()), hex::encode(&bytes), "today's encoding of the same value");
+    assert_eq!(&M::decode(bytes.as_slice()).expect("decode"), expected);
+}

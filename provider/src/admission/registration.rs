@@ -1,0 +1,293 @@
+//! Pure: no I/O, no clock, no randomness.
+//!
+//! The webhook's entry at the API server. Its selectors see to it that no pod ever waits for us that is not meant for the
+//! virtual nodes: five webhooks, of which at most one is called for a pod, since each leaves out what those before it take.
+//!
+//! | webhook | pods | namespaces |
+//! |---|---|---|
+//! | `pod` | `alibabacloud.com/eci: "true"` | all |
+//! | `pod-legacy` | `eci: "true"` and no newer label | all |
+//! | `namespace` | neither label | `alibabacloud.com/eci: "true"` |
+//! | `namespace-legacy` | neither label | `eci: "true"` and no newer label |
+//! | `namespace-injection` | neither label | `virtual-node-affinity-injection: enabled` and no newer label |
+//!
+//! A pod starts without us when we do not answer within 5 seconds (`failurePolicy: Ignore`); it is called again when another
+//! webhook has changed the pod after us, which is harmless, since the review is idempotent.
+
+use std::fmt;
+use std::str::FromStr;
+
+use k8s_openapi::ByteString;
+use k8s_openapi::api::admissionregistration::v1::{
+    MutatingWebhook, MutatingWebhookConfiguration, RuleWithOperations, ServiceReference, WebhookClientConfig,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement, ObjectMeta};
+
+use super::review::{LABEL, LABEL_LEGACY};
+
+/// The entry's name, which is ECI's.
+pub const NAME: &str = "vk-webhook";
+/// Where the API server sends reviews.
+pub const PATH: &str = "/mutate";
+/// The namespace label of the oldest releases, and its value.
+const INJECTION: (&str, &str) = ("virtual-node-affinity-injection", "enabled");
+/// How long the API server waits, in seconds.
+const TIMEOUT_SECONDS: i32 = 5;
+
+/// Where the API server reaches the webhook.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// At this address.
+    Url {
+        /// Host name or address.
+        host: String,
+        /// Port.
+        port: u16,
+    },
+    /// Through this Service.
+    Service {
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+        /// Its port.
+        port: u16,
+    },
+}
+
+/// Why a text is no target.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is no address for the webhook: https://HOST[:PORT] or service://NAMESPACE/NAME[:PORT] is expected")]
+pub struct TargetError {
+    /// The text.
+    pub text: String,
+}
+
+impl FromStr for Target {
+    type Err = TargetError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let read = || {
+            if let Some(rest) = text.strip_prefix("service://") {
+                let (namespace, rest) = rest.split_once('/')?;
+                let (name, port) = with_port(rest)?;
+                let is_whole = !namespace.is_empty() && !name.is_empty() && !name.contains('/');
+                return is_whole.then(|| Self::Service { namespace: namespace.to_owned(), name, port });
+            }
+            let rest = text.strip_prefix("https://")?;
+            let rest = rest.strip_suffix(PATH).or_else(|| rest.strip_suffix('/')).unwrap_or(rest);
+            let (host, port) = with_port(rest)?;
+            (!host.is_empty() && !host.contains('/')).then_some(Self::Url { host, port })
+        };
+        read().ok_or_else(|| TargetError { text: text.to_owned() })
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Url { host, port } if host.contains(':') => write!(f, "https://[{host}]:{port}"),
+            Self::Url { host, port } => write!(f, "https://{host}:{port}"),
+            Self::Service { namespace, name, port } => write!(f, "service://{namespace}/{name}:{port}"),
+        }
+    }
+}
+
+impl Target {
+    /// The name that the certificate must bear.
+    pub fn certificate_name(&self) -> String {
+        match self {
+            Self::Url { host, .. } => host.clone(),
+            Self::Service { namespace, name, .. } => format!("{name}.{namespace}.svc"),
+        }
+    }
+
+    fn client_config(&self, ca_bundle: &str) -> WebhookClientConfig {
+        let ca_bundle = Some(ByteString(ca_bundle.as_bytes().to_vec()));
+        match self {
+            Self::Url { .. } => {
+                WebhookClientConfig { ca_bundle, url: Some(format!("{self}{PATH}")), ..WebhookClientConfig::default() }
+            }
+            Self::Service { namespace, name, port } => {
+                let service = ServiceReference {
+                    namespace: namespace.clone(),
+                    name: name.clone(),
+                    path: Some(PATH.to_owned()),
+                    port: Some(i32::from(*port)),
+                };
+                WebhookClientConfig { ca_bundle, service: Some(service), ..WebhookClientConfig::default() }
+            }
+        }
+    }
+}
+
+/// `host`, `host:port`, `[address]:port`; the port is 443 where there is none.
+fn with_port(text: &str) -> Option<(String, u16)> {
+    if let Some(rest) = text.strip_prefix('[') {
+        let (host, rest) = rest.split_once(']')?;
+        let port = if rest.is_empty() { 443 } else { rest.strip_prefix(':')?.parse().ok()? };
+        return Some((host.to_owned(), port));
+    }
+    match text.split_once(':') {
+        Some((host, port)) => Some((host.to_owned(), port.parse().ok()?)),
+        None => Some((text.to_owned(), 443)),
+    }
+}
+
+/// The entry, with the certificates that the API server is to trust, in PEM.
+pub fn entry(target: &Target, ca_bundle: &str) -> MutatingWebhookConfiguration {
+    let is = |key: &str, value: &str| requirement(key, "In", &[value]);
+    let without = |key: &str| requirement(key, "DoesNotExist", &[]);
+    let unlabelled = || vec![without(LABEL), without(LABEL_LEGACY)];
+    let webhooks = [
+        ("pod", vec![is(LABEL, "true")], vec![]),
+        ("pod-legacy", vec![is(LABEL_LEGACY, "true"), without(LABEL)], vec![]),
+        ("namespace", unlabelled(), vec![is(LABEL, "true")]),
+        ("namespace-legacy", unlabelled(), vec![is(LABEL_LEGACY, "true"), without(LABEL)]),
+        (
+            "namespace-injection",
+            unlabelled(),
+            vec![is(INJECTION.0, INJECTION.1), without(LABEL), without(LABEL_LEGACY)],
+        ),
+    ];
+    let webhook = |(name, pods, namespaces)| webhook(name, pods, namespaces, target.client_config(ca_bundle));
+    MutatingWebhookConfiguration {
+        metadata: ObjectMeta { name: Some(NAME.to_owned()), ..ObjectMeta::default() },
+        webhooks: Some(webhooks.into_iter().map(webhook).collect()),
+    }
+}
+
+/// Whether what is there is what we want: then nothing is written.
+pub fn is_current(there: &MutatingWebhookConfiguration, wanted: &MutatingWebhookConfiguration) -> bool {
+    there.webhooks == wanted.webhooks
+}
+
+/// Every field that the API server would fill in is given, so that what comes back can be compared.
+fn webhook(
+    name: &str,
+    pods: Vec<LabelSelectorRequirement>,
+    namespaces: Vec<LabelSelectorRequirement>,
+    client_config: WebhookClientConfig,
+) -> MutatingWebhook {
+    let selector = |requirements: Vec<LabelSelectorRequirement>| LabelSelector {
+        match_expressions: Some(requirements).filter(|requirements| !requirements.is_empty()),
+        match_labels: None,
+    };
+    MutatingWebhook {
+        name: format!("{name}.vk-webhook.eci.alibabacloud.com"),
+        admission_review_versions: vec!["v1".to_owned()],
+        client_config,
+        failure_policy: Some("Ignore".to_owned()),
+        match_conditions: None,
+        match_policy: Some("Equivalent".to_owned()),
+        namespace_selector: Some(selector(namespaces)),
+        object_selector: Some(selector(pods)),
+        reinvocation_policy: Some("IfNeeded".to_owned()),
+        rules: Some(vec![RuleWithOperations {
+            api_groups: Some(vec![String::new()]),
+            api_versions: Some(vec!["v1".to_owned()]),
+            operations: Some(vec!["CREATE".to_owned()]),
+            resources: Some(vec!["pods".to_owned()]),
+            scope: Some("Namespaced".to_owned()),
+        }]),
+        side_effects: "None".to_owned(),
+        timeout_seconds: Some(TIMEOUT_SECONDS),
+    }
+}
+
+fn requirement(key: &str, operator: &str, values: &[&str]) -> LabelSelectorRequirement {
+    let values: Vec<String> = values.iter().map(|value| (*value).to_owned()).collect();
+    LabelSelectorRequirement {
+        key: key.to_owned(),
+        operator: operator.to_owned(),
+        values: Some(values).filter(|values| !values.is_empty()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+    use std::collections::BTreeMap;
+
+    #[rstest]
+    #[case("https://10.0.0.1:9443", "https://10.0.0.1:9443", "10.0.0.1")]
+    #[case("https://10.0.0.1:9443/mutate", "https://10.0.0.1:9443", "10.0.0.1")]
+    #[case("https://larder.example/", "https://larder.example:443", "larder.example")]
+    #[case("https://[::1]:9443", "https://[::1]:9443", "::1")]
+    #[case("service://larder-system/provider", "service://larder-system/provider:443", "provider.larder-system.svc")]
+    #[case("service://a/b:9443", "service://a/b:9443", "b.a.svc")]
+    fn targets(#[case] text: &str, #[case] shown: &str, #[case] name: &str) {
+        let target: Target = text.parse().unwrap();
+        assert_eq!(target.to_string(), shown);
+        assert_eq!(target.certificate_name(), name);
+    }
+
+    #[rstest]
+    #[case("http://10.0.0.1")]
+    #[case("10.0.0.1:9443")]
+    #[case("https://")]
+    #[case("https://a/b")]
+    #[case("https://a:port")]
+    #[case("service://a")]
+    #[case("service:///b")]
+    fn no_targets(#[case] text: &str) {
+        assert!(text.parse::<Target>().is_err());
+    }
+
+    fn matches(selector: &LabelSelector, labels: &BTreeMap<&str, &str>) -> bool {
+        selector.match_expressions.iter().flatten().all(|requirement| {
+            let value = labels.get(requirement.key.as_str());
+            match requirement.operator.as_str() {
+                "In" => value.is_some_and(|value| requirement.values.iter().flatten().any(|wanted| wanted == value)),
+                "DoesNotExist" => value.is_none(),
+                other => panic!("{other}"),
+            }
+        })
+    }
+
+    fn called(pod: &[(&'static str, &'static str)], namespace: &[(&'static str, &'static str)]) -> Vec<String> {
+        let (pod, namespace) = (pod.iter().copied().collect(), namespace.iter().copied().collect());
+        let entry = entry(&"https://h".parse().unwrap(), "ca");
+        let all = entry.webhooks.unwrap().into_iter();
+        let called = all.filter(|webhook| {
+            matches(webhook.object_selector.as_ref().unwrap(), &pod)
+                && matches(webhook.namespace_selector.as_ref().unwrap(), &namespace)
+        });
+        called.map(|webhook| webhook.name.split('.').next().unwrap().to_owned()).collect()
+    }
+
+    #[test]
+    fn the_labelled_are_called_once_and_the_others_never() {
+        assert_eq!(called(&[(LABEL, "true")], &[]), ["pod"]);
+        assert_eq!(called(&[(LABEL_LEGACY, "true")], &[]), ["pod-legacy"]);
+        assert_eq!(called(&[(LABEL, "true"), (LABEL_LEGACY, "true")], &[(LABEL, "true")]), ["pod"]);
+        assert_eq!(called(&[], &[(LABEL, "true")]), ["namespace"]);
+        assert_eq!(called(&[], &[(LABEL_LEGACY, "true")]), ["namespace-legacy"]);
+        assert_eq!(called(&[], &[INJECTION]), ["namespace-injection"]);
+        assert_eq!(called(&[], &[INJECTION, (LABEL, "true"), (LABEL_LEGACY, "true")]), ["namespace"]);
+        let never: [(&[_], &[_]); 6] = [
+            (&[], &[]),
+            (&[("app", "x")], &[("team", "y")]),
+            (&[(LABEL, "false")], &[(LABEL, "true")]),
+            (&[(LABEL_LEGACY, "no")], &[(LABEL, "true")]),
+            (&[(LABEL, "false"), (LABEL_LEGACY, "true")], &[]),
+            (&[], &[(LABEL, "false"), (LABEL_LEGACY, "true")]),
+        ];
+        for (pod, namespace) in never {
+            assert_eq!(called(pod, namespace), Vec::<String>::new(), "{pod:?} in {namespace:?}");
+        }
+    }
+
+    #[test]
+    fn nobody_waits_long_and_nobody_is_refused() {
+        let entry = entry(&"service://a/b".parse().unwrap(), "ca");
+        for webhook in entry.webhooks.clone().unwrap() {
+            assert_eq!(webhook.failure_policy.as_deref(), Some("Ignore"));
+            assert_eq!(webhook.timeout_seconds, Some(5));
+            assert_eq!(webhook.side_effects, "None");
+            assert!(webhook.client_config.url.is_none() && webhook.client_config.service.is_some());
+        }
+        assert!(is_current(&entry, &entry.clone()));
+    }
+}

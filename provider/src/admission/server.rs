@@ -1,0 +1,159 @@
+//! The webhook's HTTPS server. It answers reviews and nothing else, holds no state and asks nobody.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use axum::{Json, Router};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use k8s_openapi::api::core::v1::Pod;
+use kube::core::DynamicObject;
+use kube::core::admission::{AdmissionRequest, AdmissionResponse, AdmissionReview, Operation};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::registration::PATH;
+use super::review::{Placement, Review, review};
+
+/// The largest review: etcd takes objects of 1.5 MiB.
+const LARGEST_BODY: usize = 4 << 20;
+/// The most connections at once. API servers keep one or two each.
+const MOST_CONNECTIONS: usize = 256;
+/// Until a connection has been set up, and until its headers have come.
+const HANDSHAKE: Duration = Duration::from_secs(5);
+/// After a failed `accept`, which is mostly a lack of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The key that the server shows; it can be changed while it runs.
+#[derive(Debug)]
+pub(super) struct ServingKey(ArcSwap<CertifiedKey>);
+
+impl ServingKey {
+    pub(super) fn new(key: Arc<CertifiedKey>) -> Arc<Self> {
+        Arc::new(Self(ArcSwap::new(key)))
+    }
+
+    pub(super) fn change(&self, key: Arc<CertifiedKey>) {
+        self.0.store(key);
+    }
+}
+
+impl ResolvesServerCert for ServingKey {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.load_full())
+    }
+}
+
+/// What is answered at which path.
+pub(super) fn router(placement: Arc<Placement>) -> Router {
+    Router::new().route(PATH, post(mutate)).layer(DefaultBodyLimit::max(LARGEST_BODY)).with_state(placement)
+}
+
+/// Serves until `stop`; then lets the answers under way end.
+pub(super) async fn serve(listener: TcpListener, key: Arc<ServingKey>, router: Router, stop: CancellationToken) {
+    let acceptor = TlsAcceptor::from(Arc::new(tls(key)));
+    let (connections, room) = (TaskTracker::new(), Arc::new(Semaphore::new(MOST_CONNECTIONS)));
+    loop {
+        let Ok(permit) = Arc::clone(&room).acquire_owned().await else { break };
+        // A connection that is not accepted now stays in the kernel's queue.
+        let stream = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stop.cancelled() => break,
+        };
+        match stream {
+            Ok((stream, _)) => {
+                let (acceptor, router, stop) = (acceptor.clone(), router.clone(), stop.clone());
+                connections.spawn(connection(stream, acceptor, router, stop, permit));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "webhook cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    connections.close();
+    connections.wait().await;
+}
+
+fn tls(key: Arc<ServingKey>) -> rustls::ServerConfig {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("ring speaks TLS 1.2 and 1.3")
+        .with_no_client_auth()
+        .with_cert_resolver(key);
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config
+}
+
+async fn connection(
+    stream: TcpStream,
+    acceptor: TlsAcceptor,
+    router: Router,
+    stop: CancellationToken,
+    _permit: OwnedSemaphorePermit,
+) {
+    let stream = match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => {
+            // The API server has not heard of a new authority yet, or somebody else knocks.
+            tracing::debug!(%error, "webhook connection fails its handshake");
+            return;
+        }
+        Err(_) => return,
+    };
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HANDSHAKE);
+    builder.http2().timer(TokioTimer::new()).keep_alive_interval(Some(Duration::from_secs(30)));
+    let serving = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let mut serving = std::pin::pin!(serving);
+    // Both arms only poll what lives outside, so nothing is lost whichever comes first.
+    let outcome = tokio::select! {
+        outcome = serving.as_mut() => outcome,
+        () = stop.cancelled() => {
+            serving.as_mut().graceful_shutdown();
+            tokio::time::timeout(HANDSHAKE, serving).await.unwrap_or(Ok(()))
+        }
+    };
+    if let Err(error) = outcome {
+        tracing::debug!(error, "webhook connection broke");
+    }
+}
+
+async fn mutate(State(placement): State<Arc<Placement>>, Json(body): Json<AdmissionReview<Pod>>) -> Response {
+    let request: AdmissionRequest<Pod> = match body.try_into() {
+        Ok(request) => request,
+        Err(error) => return (StatusCode::BAD_REQUEST, format!("read admission review: {error}")).into_response(),
+    };
+    Json(answer(&request, &placement)).into_response()
+}
+
+/// Always allows; what cannot be patched is left as it is.
+fn answer(request: &AdmissionRequest<Pod>, placement: &Placement) -> AdmissionReview<DynamicObject> {
+    let is_new_pod = request.operation == Operation::Create && request.sub_resource.is_none();
+    let pod = request.object.as_ref().filter(|_| is_new_pod);
+    let Review { patch, warnings } = pod.map(|pod| review(pod, placement)).unwrap_or_default();
+    let mut response = AdmissionResponse::from(request);
+    if !patch.0.is_empty() {
+        response = response.with_patch(patch).unwrap_or_else(|error| {
+            tracing::warn!(%error, "patch of a pod cannot be written");
+            AdmissionResponse::from(request)
+        });
+    }
+    response.warnings = Some(warnings).filter(|warnings| !warnings.is_empty());
+    response.into_review()
+}
+
+#[cfg(test)]
+mod tests;

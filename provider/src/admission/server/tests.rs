@@ -1,0 +1,148 @@
+//! Reviews over a real connection, with the webhook's own certificates.
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::client::conn::http2;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Taint;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName};
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+use tokio_rustls::TlsConnector;
+
+use super::*;
+use crate::admission::certificates::Certificates;
+use crate::admission::webhook::{Webhook, WebhookConfig};
+use crate::cluster::fake::FakeCluster;
+
+fn placement() -> Placement {
+    let taint =
+        Taint { key: "k".to_owned(), value: Some("v".to_owned()), effect: "NoSchedule".to_owned(), ..Taint::default() };
+    Placement::new(vec![taint])
+}
+
+fn body(labels: &Value, dry_run: bool) -> Value {
+    json!({
+        "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
+        "request": {
+            "uid": "the-uid", "operation": "CREATE", "dryRun": dry_run, "namespace": "ns", "userInfo": {},
+            "kind": {"group": "", "version": "v1", "kind": "Pod"},
+            "resource": {"group": "", "version": "v1", "resource": "pods"},
+            "object": {"apiVersion": "v1", "kind": "Pod", "metadata": {"generateName": "x-", "labels": labels},
+                "spec": {"containers": [{"name": "c", "image": "nginx"}]}},
+        }
+    })
+}
+
+/// Sends one request as an API server would, trusting `bundle` alone.
+async fn send(address: std::net::SocketAddr, bundle: &str, path: &str, body: String) -> Option<(u16, Bytes)> {
+    let mut roots = rustls::RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(bundle.as_bytes()) {
+        roots.add(certificate.unwrap()).unwrap();
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let stream = TcpStream::connect(address).await.unwrap();
+    let name = ServerName::from(address.ip());
+    let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.ok()?;
+    let (mut client, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(connection);
+    let request = hyper::Request::post(format!("https://{address}{path}"))
+        .header("content-type", "application/json")
+        .body(Full::new(Bytes::from(body)))
+        .unwrap();
+    let response = client.send_request(request).await.unwrap();
+    let status = response.status().as_u16();
+    Some((status, response.into_body().collect().await.unwrap().to_bytes()))
+}
+
+async fn bound(cluster: &Arc<FakeCluster>) -> Webhook {
+    let target = "https://127.0.0.1:9443".parse().unwrap();
+    let config = WebhookConfig { listen: ([127, 0, 0, 1], 0).into(), target, placement: placement() };
+    Webhook::bind(cluster.clone(), config).await.unwrap()
+}
+
+fn registered_bundle(cluster: &FakeCluster) -> String {
+    let ca = cluster.see(|record| record.webhook.clone().unwrap().webhooks.unwrap()[0].client_config.ca_bundle.clone());
+    String::from_utf8(ca.unwrap().0).unwrap()
+}
+
+#[tokio::test]
+async fn a_review_is_answered_under_the_registered_authority() {
+    let cluster = Arc::new(FakeCluster::default());
+    let webhook = bound(&cluster).await;
+    let (address, mut registered, stop) = (webhook.address(), webhook.registered(), CancellationToken::new());
+    let mut tasks = JoinSet::new();
+    tasks.spawn(webhook.run(stop.clone()));
+    registered.wait_for(|registered| *registered).await.unwrap();
+    let bundle = registered_bundle(&cluster);
+
+    for dry_run in [false, true] {
+        let (status, answer) =
+            send(address, &bundle, PATH, body(&json!({"alibabacloud.com/eci": "true"}), dry_run).to_string())
+                .await
+                .unwrap();
+        assert_eq!(status, 200);
+        let answer: AdmissionReview<Pod> = serde_json::from_slice(&answer).unwrap();
+        let response = answer.response.unwrap();
+        assert!(response.allowed);
+        assert_eq!(response.uid, "the-uid");
+        let patch: json_patch::Patch = serde_json::from_slice(&response.patch.unwrap()).unwrap();
+        let mut pod = body(&json!({}), false)["request"]["object"].clone();
+        json_patch::patch(&mut pod, &patch).unwrap();
+        assert_eq!(pod["spec"]["nodeSelector"]["type"], "virtual-kubelet");
+    }
+    let (_, answer) =
+        send(address, &bundle, PATH, body(&json!({"alibabacloud.com/eci": "no"}), false).to_string()).await.unwrap();
+    let answer: AdmissionReview<Pod> = serde_json::from_slice(&answer).unwrap();
+    assert_eq!(answer.response.map(|response| (response.allowed, response.patch)), Some((true, None)));
+    for (path, text, expected) in [(PATH, "{}", 400..=499), (PATH, "nonsense", 400..=499), ("/other", "{}", 404..=404)]
+    {
+        let (status, _) = send(address, &bundle, path, text.to_owned()).await.unwrap();
+        assert!(expected.contains(&status), "{path} {text} {status}");
+    }
+    let other = Certificates::make("127.0.0.1", Timestamp::now()).unwrap();
+    assert!(send(address, &other.bundle(), PATH, String::new()).await.is_none());
+
+    stop.cancel();
+    tasks.join_all().await;
+    assert!(TcpStream::connect(address).await.is_err());
+}
+
+#[tokio::test]
+async fn an_entry_that_somebody_changes_is_made_right_again() {
+    let cluster = Arc::new(FakeCluster::default());
+    let webhook = bound(&cluster).await;
+    let (mut registered, stop) = (webhook.registered(), CancellationToken::new());
+    let mut tasks = JoinSet::new();
+    tasks.spawn(webhook.run(stop.clone()));
+    registered.wait_for(|registered| *registered).await.unwrap();
+    let ours = cluster.see(|record| record.webhook.clone().unwrap());
+
+    cluster.put_webhook(None);
+    cluster.wait("entry again", |record| record.webhook.is_some() && record.webhook_applies == 2).await;
+    let mut broken = ours.clone();
+    broken.webhooks.as_mut().unwrap().truncate(1);
+    cluster.put_webhook(Some(broken));
+    cluster.wait("entry right again", |record| record.webhook_applies == 3).await;
+    assert_eq!(cluster.see(|record| record.webhook.clone().unwrap().webhooks), ours.webhooks);
+    stop.cancel();
+    tasks.join_all().await;
+}
+
+#[tokio::test]
+async fn an_address_that_is_taken_is_an_error_that_names_it() {
+    let cluster = Arc::new(FakeCluster::default());
+    let first = bound(&cluster).await;
+    let config =
+        WebhookConfig { listen: first.address(), target: "https://127.0.0.1".parse().unwrap(), placement: placement() };
+    let error = Webhook::bind(cluster, config).await.unwrap_err().to_string();
+    assert_eq!(error, format!("listen for the webhook at {}", first.address()));
+}

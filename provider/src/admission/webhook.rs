@@ -1,0 +1,181 @@
+//! The task behind the webhook: serves it, keeps its entry at the API server, and renews its certificates in time.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use jiff::Timestamp;
+use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::certificates::{CertificateError, Certificates};
+use super::registration::{NAME, Target, entry, is_current};
+use super::review::Placement;
+use super::server::{ServingKey, router, serve};
+use crate::cluster::{WatchStream, Watched, WebhookApi};
+
+/// Between two writes of the entry: the API server may be away, or somebody keeps changing it.
+const PAUSE: Duration = Duration::from_secs(1);
+/// How long a timer runs at most, so that a clock that was set is noticed.
+const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
+
+/// How the webhook is reached, and what it brings pods to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WebhookConfig {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Where the API server finds it.
+    pub target: Target,
+    /// What it brings pods to.
+    pub placement: Placement,
+}
+
+/// Why the webhook cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum WebhookError {
+    /// The address is taken, or not ours.
+    #[error("listen for the webhook at {address}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What is wrong.
+        source: std::io::Error,
+    },
+    /// Its certificates cannot be made.
+    #[error(transparent)]
+    Certificates(#[from] CertificateError),
+}
+
+/// The webhook, ready to run.
+#[derive(Debug)]
+pub struct Webhook {
+    api: Arc<dyn WebhookApi>,
+    config: WebhookConfig,
+    listener: TcpListener,
+    address: SocketAddr,
+    certificates: Certificates,
+    registered: watch::Sender<bool>,
+}
+
+impl Webhook {
+    /// Takes the address and makes the certificates.
+    ///
+    /// # Errors
+    /// When the address cannot be had, or the target's name does not fit into a certificate.
+    pub async fn bind(api: Arc<dyn WebhookApi>, config: WebhookConfig) -> Result<Self, WebhookError> {
+        let listen = |source| WebhookError::Listen { address: config.listen, source };
+        let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
+        let address = listener.local_addr().map_err(listen)?;
+        let certificates = Certificates::make(&config.target.certificate_name(), Timestamp::now())?;
+        Ok(Self { api, config, listener, address, certificates, registered: watch::Sender::new(false) })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Becomes true once the API server has the entry.
+    pub fn registered(&self) -> watch::Receiver<bool> {
+        self.registered.subscribe()
+    }
+
+    /// Works until `stop`.
+    pub async fn run(self, stop: CancellationToken) {
+        let key = ServingKey::new(self.certificates.key());
+        let router = router(Arc::new(self.config.placement));
+        let mut server = JoinSet::new();
+        server.spawn(serve(self.listener, Arc::clone(&key), router, stop.clone()));
+        let keeper = Keeper {
+            entries: self.api.watch_webhook(NAME),
+            api: self.api,
+            target: self.config.target,
+            certificates: self.certificates,
+            key,
+            registered: self.registered,
+        };
+        // The keeper writes whole entries only, so it can be left anywhere.
+        tokio::select! {
+            () = keeper.run() => {}
+            () = stop.cancelled() => {}
+        }
+        server.join_all().await;
+    }
+}
+
+/// Keeps the entry and the certificates.
+struct Keeper {
+    api: Arc<dyn WebhookApi>,
+    entries: WatchStream<MutatingWebhookConfiguration>,
+    target: Target,
+    certificates: Certificates,
+    key: Arc<ServingKey>,
+    registered: watch::Sender<bool>,
+}
+
+impl Keeper {
+    async fn run(mut self) {
+        let mut there = None;
+        let mut is_known = false;
+        loop {
+            if is_known {
+                self.keep(there.as_ref()).await;
+            }
+            let left: Duration =
+                self.certificates.renewal().duration_since(Timestamp::now()).try_into().unwrap_or_default();
+            // The stream keeps what is not taken, and a sleep can be begun again.
+            tokio::select! {
+                Some(change) = self.entries.next() => {
+                    is_known = true;
+                    there = match change {
+                        Watched::All(entries) => entries.into_iter().next(),
+                        Watched::Applied(entry) => Some(entry),
+                        Watched::Deleted(_) => None,
+                    };
+                }
+                () = tokio::time::sleep(left.min(LONGEST_SLEEP)) => self.renew().await,
+            }
+        }
+    }
+
+    /// Makes the entry what it should be, however often that takes.
+    async fn keep(&mut self, there: Option<&MutatingWebhookConfiguration>) {
+        let wanted = entry(&self.target, &self.certificates.bundle());
+        if there.is_some_and(|there| is_current(there, &wanted)) {
+            self.registered.send_replace(true);
+            return;
+        }
+        while let Err(error) = self.api.apply_webhook(&wanted).await {
+            tracing::warn!(%error, "webhook is not registered, trying again");
+            tokio::time::sleep(PAUSE).await;
+        }
+        tracing::info!(target = %self.target, "webhook is registered");
+        self.registered.send_replace(true);
+        // Whoever changes the entry over and over again is not answered at once.
+        tokio::time::sleep(PAUSE).await;
+    }
+
+    async fn renew(&mut self) {
+        let now = Timestamp::now();
+        if now < self.certificates.renewal() {
+            return;
+        }
+        match self.certificates.renewed(now) {
+            Ok(renewed) => {
+                self.certificates = renewed;
+                // The new authority must be trusted before its certificate is shown.
+                self.keep(None).await;
+                self.key.change(self.certificates.key());
+                tracing::info!("certificates of the webhook are renewed");
+            }
+            Err(error) => {
+                tracing::error!(%error, "certificates of the webhook cannot be renewed");
+                tokio::time::sleep(LONGEST_SLEEP).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! The entry of the webhook in memory.
+
+use async_trait::async_trait;
+use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
+
+use super::{FakeCluster, list_then, stamp};
+use crate::cluster::webhooks::WebhookApi;
+use crate::cluster::{ClusterError, WatchStream, Watched};
+
+impl FakeCluster {
+    /// Writes, or takes away, the entry as somebody else would.
+    pub fn put_webhook(&self, entry: Option<MutatingWebhookConfiguration>) {
+        let mut record = self.lock();
+        let change = match entry {
+            Some(mut entry) => {
+                stamp(&mut record, &mut entry);
+                record.webhook = Some(entry.clone());
+                Some(Watched::Applied(entry))
+            }
+            None => record.webhook.take().map(Watched::Deleted),
+        };
+        if let Some(change) = change {
+            let _ = self.webhooks.send(change);
+        }
+        drop(record);
+        self.touch();
+    }
+}
+
+#[async_trait]
+impl WebhookApi for FakeCluster {
+    fn watch_webhook(&self, _name: &str) -> WatchStream<MutatingWebhookConfiguration> {
+        let record = self.lock();
+        list_then(record.webhook.clone().into_iter().collect(), self.webhooks.subscribe())
+    }
+
+    async fn apply_webhook(&self, wanted: &MutatingWebhookConfiguration) -> Result<(), ClusterError> {
+        self.online()?.webhook_applies += 1;
+        self.put_webhook(Some(wanted.clone()));
+        Ok(())
+    }
+}

@@ -1,0 +1,20 @@
+//! Image caches: which cache a pod starts from, and the task that keeps the hosts' caches as the ImageCache objects say.
+
+pub mod automatic;
+pub mod controller;
+pub mod handle;
+pub mod hosts;
+pub mod jobs;
+pub mod matching;
+pub mod plan;
+pub mod reference;
+pub mod request;
+pub mod retention;
+pub mod snapshot;
+pub mod status;
+
+mod follow;
+
+pub use controller::{ImageCacheController, Surroundings};
+pub use handle::{Chosen, ImageCaches, Note};
+pub use matching::Refusal;

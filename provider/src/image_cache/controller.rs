@@ -1,0 +1,258 @@
+//! The one task that owns the image caches: it compares the ImageCache objects with what the hosts say, and has done what
+//! is missing.
+//!
+//! It never waits for a call: each runs as a job, at most one about the same thing at a time, and every outcome leads to a
+//! fresh look at everything ([`super::plan`]). So it does not matter what was lost on the way, a connection, a host's store
+//! or this process: the next look finds what is to be done. Only three things live in memory alone: when a failed call may
+//! be repeated, which pods asked for a cache that is being made, and the last hour's uses of caches.
+
+mod askers;
+mod look;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use futures::StreamExt as _;
+use jiff::Timestamp;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use self::askers::Askers;
+use super::follow::{Heard, follow};
+use super::handle::{ImageCaches, Message, PATIENCE};
+use super::hosts::Host;
+use super::jobs::{BuildError, Outcome, ReadLogins, Subject};
+use super::plan::{Told, retry_after};
+use super::snapshot::Snapshot;
+use crate::agent::{AgentClient, CacheChange, CachePhase};
+use crate::cluster::{ClusterError, EventRecorder, ImageCacheApi, Watched};
+use crate::custom_resource::ImageCache;
+
+/// Messages of pods that wait for the controller.
+const INBOX: usize = 1024;
+/// Changes of hosts that wait for the controller; the hosts' streams wait behind them.
+const HEARD: usize = 256;
+
+/// What the controller works with.
+#[derive(Debug)]
+pub struct Surroundings {
+    /// The API server.
+    pub api: Arc<dyn ImageCacheApi>,
+    /// The agents, by the name of their virtual node.
+    pub agents: BTreeMap<String, Arc<dyn AgentClient>>,
+    /// Takes events for pods.
+    pub events: EventRecorder,
+    /// Reads pull Secrets.
+    pub read_logins: ReadLogins,
+}
+
+/// The task.
+#[derive(Debug)]
+pub struct ImageCacheController {
+    around: Surroundings,
+    inbox: mpsc::Receiver<Message>,
+    seen: watch::Sender<Arc<Snapshot>>,
+    /// By name; nothing until they have been listed.
+    caches: Option<BTreeMap<String, ImageCache>>,
+    hosts: BTreeMap<String, Host>,
+    /// By virtual node and id.
+    told: BTreeMap<(String, String), Told>,
+    /// When a pod last used a cache, by id.
+    used: BTreeMap<String, Timestamp>,
+    askers: Askers,
+    jobs: JoinSet<Outcome>,
+    running: BTreeMap<Subject, tokio::task::Id>,
+    /// How often a job failed in a row, and when it may run again.
+    failed: BTreeMap<Subject, (u32, Timestamp)>,
+}
+
+impl ImageCacheController {
+    /// The task, which its owner must run, and the handle for those who ask.
+    pub fn new(around: Surroundings) -> (ImageCaches, Self) {
+        let (sender, inbox) = mpsc::channel(INBOX);
+        let (seen, receiver) = watch::channel(Arc::default());
+        let hosts = around.agents.keys().map(|node| (node.clone(), Host::default())).collect();
+        let controller = Self {
+            around,
+            inbox,
+            seen,
+            caches: None,
+            hosts,
+            told: BTreeMap::new(),
+            used: BTreeMap::new(),
+            askers: Askers::default(),
+            jobs: JoinSet::new(),
+            running: BTreeMap::new(),
+            failed: BTreeMap::new(),
+        };
+        (ImageCaches { seen: receiver, inbox: sender, patience: Instant::now() + PATIENCE }, controller)
+    }
+
+    /// Works until `stop`. Jobs that are under way are given up then; each can be repeated.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut objects = self.around.api.watch_image_caches();
+        let (sender, mut heard) = mpsc::channel(HEARD);
+        let mut followers = JoinSet::new();
+        for (node, agent) in &self.around.agents {
+            followers.spawn(follow(node.clone(), Arc::clone(agent), sender.clone()));
+        }
+        loop {
+            let wake = self.look(Timestamp::now());
+            // Every arm takes one element from a queue or stream that keeps it until it is taken, or only waits, so
+            // dropping the others loses nothing.
+            tokio::select! {
+                () = stop.cancelled() => break,
+                Some(change) = objects.next() => self.take_object(change),
+                Some((node, said)) = heard.recv() => self.take_heard(&node, said),
+                Some(done) = self.jobs.join_next_with_id(), if !self.jobs.is_empty() => self.take_done(done),
+                Some(message) = self.inbox.recv() => self.take_message(message),
+                () = sleep_until(wake) => {}
+            }
+        }
+    }
+
+    fn take_object(&mut self, change: Watched<ImageCache>) {
+        let name = |cache: &ImageCache| cache.metadata.name.clone().unwrap_or_default();
+        match change {
+            Watched::All(all) => self.caches = Some(all.into_iter().map(|cache| (name(&cache), cache)).collect()),
+            Watched::Applied(cache) => {
+                self.caches.get_or_insert_default().insert(name(&cache), cache);
+            }
+            Watched::Deleted(cache) => {
+                let caches = self.caches.get_or_insert_default();
+                // An object of the same name may have come since.
+                if caches.get(&name(&cache)).is_some_and(|known| known.metadata.uid == cache.metadata.uid) {
+                    caches.remove(&name(&cache));
+                }
+            }
+        }
+    }
+
+    fn take_heard(&mut self, node: &str, heard: Heard) {
+        let Some(host) = self.hosts.get_mut(node) else { return };
+        match heard {
+            Heard::Lost => host.is_connected = false,
+            Heard::Change(change) => {
+                if matches!(change, CacheChange::List(_)) {
+                    // An agent that comes back may be another version, which refuses less.
+                    self.told.retain(|(of, _), told| of != node || told.refusal.is_none());
+                }
+                host.take(change);
+            }
+        }
+    }
+
+    fn take_message(&mut self, message: Message) {
+        match message {
+            Message::Used { id, at } => {
+                self.used.insert(id, at);
+            }
+            Message::Ask(ask) => self.ask(*ask, Timestamp::now()),
+        }
+    }
+
+    fn take_done(&mut self, done: Result<(tokio::task::Id, Outcome), tokio::task::JoinError>) {
+        let id = match &done {
+            Ok((id, _)) => *id,
+            Err(error) => error.id(),
+        };
+        let Some(subject) = self.running.iter().find(|(_, of)| **of == id).map(|(subject, _)| subject.clone()) else {
+            return;
+        };
+        self.running.remove(&subject);
+        match done {
+            Ok((_, outcome)) => self.take_outcome(subject, outcome, Timestamp::now()),
+            Err(error) => {
+                tracing::error!(?subject, %error, "job of the image cache controller broke");
+                self.has_failed(subject, Timestamp::now());
+            }
+        }
+    }
+
+    fn take_outcome(&mut self, subject: Subject, outcome: Outcome, now: Timestamp) {
+        let failure = match (&subject, outcome) {
+            (Subject::Build { node, id }, Outcome::Built { generation, result }) => {
+                self.built((node.clone(), id.clone()), generation, result, now);
+                None
+            }
+            (Subject::Create { image_set }, Outcome::Created(result)) => {
+                self.created(&image_set.clone(), result);
+                None
+            }
+            (_, Outcome::Written(Ok(cache))) => {
+                self.replace(*cache);
+                None
+            }
+            (Subject::Forget { node, id }, Outcome::Forgotten(Ok(()))) => {
+                // The host says so itself in a moment; it need not be asked again until then.
+                self.hosts.entry(node.clone()).or_default().caches.remove(id);
+                None
+            }
+            (_, Outcome::Forgotten(result)) => result.err().map(|error| error.to_string()),
+            (_, Outcome::Removed(result)) => result.err().map(|error| error.to_string()),
+            // The object is gone; the watch will say so.
+            (_, Outcome::Written(Err(ClusterError::NotFound { .. }))) => Some(String::new()),
+            (_, Outcome::Written(Err(error))) => Some(error.to_string()),
+            (_, Outcome::Built { .. } | Outcome::Created(_)) => None,
+        };
+        match failure {
+            None => {
+                self.failed.remove(&subject);
+            }
+            Some(error) => {
+                if !error.is_empty() {
+                    tracing::warn!(?subject, error, "job of the image cache controller failed, trying again");
+                }
+                self.has_failed(subject, now);
+            }
+        }
+    }
+
+    fn built(
+        &mut self,
+        key: (String, String),
+        generation: Option<i64>,
+        result: Result<(), BuildError>,
+        now: Timestamp,
+    ) {
+        let before = self.told.get(&key).map_or(0, |told| told.failures);
+        let state = self.hosts.get(&key.0).and_then(|host| host.caches.get(&key.1));
+        let came_to_nothing = result.is_err() || state.is_some_and(|state| state.phase == CachePhase::Failed);
+        let failures = if came_to_nothing { before.saturating_add(1) } else { 0 };
+        let refusal = result.as_ref().err().and_then(BuildError::refusal);
+        if let Err(error) = &result {
+            tracing::warn!(node = key.0, image_cache = key.1, %error, "host cannot be told to build an image cache");
+        }
+        let unheard = result.is_err() && refusal.is_none();
+        self.told.insert(key, Told { generation, at: now, failures, unheard, refusal });
+    }
+
+    fn has_failed(&mut self, subject: Subject, now: Timestamp) {
+        let count = self.failed.get(&subject).map_or(0, |(count, _)| count.saturating_add(1));
+        // A tenth of the wait for builds: these are small calls.
+        let wait = retry_after(count).as_millis() / 10;
+        let wait = jiff::SignedDuration::from_millis(i64::try_from(wait).unwrap_or(i64::MAX));
+        self.failed.insert(subject, (count, now + wait));
+    }
+
+    /// Takes what the API server answered for what the watch will say a moment later.
+    fn replace(&mut self, cache: ImageCache) {
+        let name = cache.metadata.name.clone().unwrap_or_default();
+        let known = self.caches.as_mut().and_then(|caches| caches.get_mut(&name));
+        if let Some(known) = known.filter(|known| known.metadata.uid == cache.metadata.uid) {
+            *known = cache;
+        }
+    }
+}
+
+/// Waits for ever without a time.
+async fn sleep_until(time: Option<Timestamp>) {
+    let Some(time) = time else { return std::future::pending().await };
+    let left = time.duration_since(Timestamp::now());
+    tokio::time::sleep(left.try_into().unwrap_or_default()).await;
+}
+
+#[cfg(test)]
+mod tests;

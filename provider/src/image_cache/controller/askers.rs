@@ -1,0 +1,114 @@
+//! The pods that asked for a cache: told when it is being made, and when it could not be.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ObjectReference;
+
+use super::ImageCacheController;
+use crate::cluster::{ClusterError, EventNote, EventRecorder, Source};
+use crate::custom_resource::{ImageCache, Phase};
+use crate::image_cache::automatic::{self, Answer, Ask};
+use crate::image_cache::handle::{Note, auto_create_failed, note};
+use crate::image_cache::jobs::{self, Subject};
+use crate::image_cache::plan::id_of;
+
+/// The most pods that are remembered for one cache.
+const MOST: usize = 1_000;
+
+/// Pods that wait for nothing, but want to know.
+#[derive(Debug, Default)]
+pub(super) struct Askers {
+    /// While the object is being created: by the key of the image set, the first to ask first.
+    creating: BTreeMap<String, Vec<ObjectReference>>,
+    /// While the cache is being built: by the object's name.
+    building: BTreeMap<String, Vec<ObjectReference>>,
+}
+
+impl ImageCacheController {
+    /// Has a cache made for a pod, unless one is there or on its way.
+    pub(super) fn ask(&mut self, ask: Ask, now: Timestamp) {
+        if let Some(pods) = self.askers.creating.get_mut(&ask.image_set) {
+            remember(pods, ask.pod);
+            return;
+        }
+        let Some(caches) = &self.caches else { return };
+        let replaced = match automatic::answer(&ask, caches.values(), now) {
+            Answer::Nothing => return,
+            Answer::Join { name } => {
+                remember(self.askers.building.entry(name).or_default(), ask.pod);
+                return;
+            }
+            Answer::Create => None,
+            Answer::Replace { name, uid } => Some((name, uid)),
+        };
+        self.askers.creating.insert(ask.image_set.clone(), vec![ask.pod]);
+        let job = jobs::create(self.around.api.clone(), ask.cache, replaced);
+        self.start(Subject::Create { image_set: ask.image_set }, job);
+    }
+
+    /// The object of an automatic cache is there, or could not be made.
+    pub(super) fn created(&mut self, image_set: &str, result: Result<Box<ImageCache>, ClusterError>) {
+        let pods = self.askers.creating.remove(image_set).unwrap_or_default();
+        match result {
+            Ok(cache) => {
+                if let Some(first) = pods.first() {
+                    let message = format!("[eci.imagecache]Image cache {} is auto created", id_of(&cache));
+                    record(&self.around.events, first, note(false, "ImageCacheAutoCreated", message));
+                }
+                let name = cache.metadata.name.clone().unwrap_or_default();
+                self.askers.building.entry(name.clone()).or_default().extend(pods);
+                if let Some(caches) = &mut self.caches {
+                    caches.entry(name).or_insert(*cache);
+                }
+            }
+            // The pod has asked before, in an earlier life of this process.
+            Err(ClusterError::Conflict { .. }) => {}
+            Err(error) => {
+                tracing::warn!(%error, "automatic image cache cannot be made");
+                for pod in &pods {
+                    record(&self.around.events, pod, auto_create_failed(&error.to_string()));
+                }
+            }
+        }
+    }
+
+    /// Tells the pods that asked for a cache how it went, once it is decided.
+    pub(super) fn tell_askers(&mut self) {
+        let Some(caches) = &self.caches else { return };
+        let events = &self.around.events;
+        self.askers.building.retain(|name, pods| {
+            let status = match caches.get(name) {
+                Some(cache) => cache.status.clone().unwrap_or_default(),
+                None => return false,
+            };
+            match status.phase {
+                Phase::Pending | Phase::Creating => true,
+                Phase::Ready | Phase::Updating | Phase::UpdateFailed => false,
+                Phase::Failed => {
+                    for pod in pods {
+                        record(events, pod, auto_create_failed(&status.reason));
+                    }
+                    false
+                }
+            }
+        });
+    }
+}
+
+fn remember(pods: &mut Vec<ObjectReference>, pod: ObjectReference) {
+    if pods.len() < MOST && !pods.contains(&pod) {
+        pods.push(pod);
+    }
+}
+
+fn record(events: &EventRecorder, pod: &ObjectReference, note: Note) {
+    events.record(EventNote {
+        regarding: pod.clone(),
+        source: Source::EciService,
+        warning: note.warning,
+        reason: note.reason.to_owned(),
+        message: note.message,
+        time: None,
+    });
+}

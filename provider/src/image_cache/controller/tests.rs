@@ -1,0 +1,323 @@
+//! The controller against a cluster and hosts in memory. Times are short waits of the paused clock.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Pod;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::agent::fake::FakeAgent;
+use crate::agent::{CacheState, CachedImage, RegistryCredential};
+use crate::cluster::fake::FakeCluster;
+use crate::cluster::objects::ObjectContent;
+use crate::cluster::{ObjectKey, ObjectKind};
+use crate::custom_resource::{ImageCacheSpec, Phase};
+use crate::image_cache::handle::Chosen;
+use crate::image_cache::matching::Refusal;
+use crate::image_cache::plan::id_of;
+
+struct Bench {
+    cluster: Arc<FakeCluster>,
+    agents: BTreeMap<String, Arc<FakeAgent>>,
+    caches: ImageCaches,
+    tasks: JoinSet<()>,
+    stop: CancellationToken,
+}
+
+fn read_logins(secret: &ObjectContent) -> Result<Vec<RegistryCredential>, String> {
+    let username = secret.data.get("user").ok_or("it has no user")?;
+    Ok(vec![RegistryCredential { username: String::from_utf8_lossy(username).into_owned(), ..Default::default() }])
+}
+
+impl Bench {
+    fn new(nodes: &[&str]) -> Self {
+        let cluster = Arc::new(FakeCluster::default());
+        let agents = nodes.iter().map(|node| ((*node).to_owned(), Arc::new(FakeAgent::default()))).collect();
+        Self::start(cluster, agents)
+    }
+
+    fn start(cluster: Arc<FakeCluster>, agents: BTreeMap<String, Arc<FakeAgent>>) -> Self {
+        let (events, writer) = EventRecorder::new(cluster.clone());
+        let clients = agents.iter().map(|(node, agent)| (node.clone(), Arc::clone(agent) as Arc<dyn AgentClient>));
+        let around = Surroundings { api: cluster.clone(), agents: clients.collect(), events, read_logins };
+        let (caches, controller) = ImageCacheController::new(around);
+        let (mut tasks, stop) = (JoinSet::new(), CancellationToken::new());
+        tasks.spawn(controller.run(stop.clone()));
+        tasks.spawn(writer.run(stop.clone()));
+        Self { cluster, agents, caches, tasks, stop }
+    }
+
+    /// Ends the controller, and starts another on the same cluster and hosts.
+    async fn restart(mut self) -> Self {
+        self.stop.cancel();
+        while self.tasks.join_next().await.is_some() {}
+        Self::start(self.cluster, self.agents)
+    }
+
+    fn agent(&self, node: &str) -> &FakeAgent {
+        &self.agents[node]
+    }
+
+    fn put(&self, name: &str, images: &[&str]) -> ImageCache {
+        let images = images.iter().map(|image| (*image).to_owned()).collect();
+        self.cluster.put_image_cache(ImageCache::new(name, ImageCacheSpec { images, ..Default::default() }))
+    }
+
+    async fn phase(&self, name: &str, phase: Phase) -> ImageCache {
+        let is = |cache: &ImageCache| cache.status.as_ref().is_some_and(|status| status.phase == phase);
+        self.cluster.wait(&format!("{name} {phase:?}"), |record| record.image_caches.get(name).is_some_and(is)).await;
+        self.cluster.see(|record| record.image_caches[name].clone())
+    }
+
+    async fn told(&self, node: &str, id: &str) {
+        self.agent(node).wait("build", |record| record.builds.iter().any(|build| build.id == id)).await;
+    }
+
+    fn report(&self, node: &str, id: &str, phase: CachePhase, generation: u64, images: &[&str]) {
+        let images = images.iter().map(|text| CachedImage { reference: (*text).to_owned(), ..Default::default() });
+        self.agent(node).report_cache(CacheState {
+            id: id.to_owned(),
+            phase,
+            generation,
+            progress_percent: 42,
+            reason: if phase == CachePhase::Failed { "failed to pull images." } else { "" }.to_owned(),
+            images: images.collect(),
+            last_updated: Some(Timestamp::now()),
+            ..CacheState::default()
+        });
+    }
+
+    async fn event(&self, pod: &str, reason: &str) -> String {
+        let is = |event: &&k8s_openapi::api::core::v1::Event| {
+            event.involved_object.name.as_deref() == Some(pod) && event.reason.as_deref() == Some(reason)
+        };
+        self.cluster.wait(&format!("{reason} on {pod}"), |record| record.events.iter().any(|event| is(&event))).await;
+        self.cluster.see(|record| record.events.iter().find(is).unwrap().message.clone().unwrap())
+    }
+
+    async fn automatic(&self) -> ImageCache {
+        self.cluster.wait("automatic cache", |record| !record.image_caches.is_empty()).await;
+        self.cluster.see(|record| record.image_caches.values().next().unwrap().clone())
+    }
+
+    /// Lets everything run that can.
+    async fn settle(&self) {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+fn pod(name: &str, annotations: Value, images: &[&str]) -> Pod {
+    let containers: Vec<_> = images.iter().map(|image| json!({"name": "c", "image": image})).collect();
+    serde_json::from_value(json!({
+        "metadata": {"name": name, "namespace": "ns", "uid": format!("uid-of-{name}"), "annotations": annotations},
+        "spec": {"containers": containers, "imagePullSecrets": [{"name": "login"}]},
+    }))
+    .unwrap()
+}
+
+fn reasons(chosen: &Chosen) -> Vec<&'static str> {
+    chosen.notes.iter().map(|note| note.reason).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cache_made_by_hand_becomes_ready_and_is_hit() {
+    let bench = Bench::new(&["a"]);
+    bench.put("c", &["nginx:1"]);
+    let cache = bench.phase("c", Phase::Pending).await;
+    let id = id_of(&cache);
+    bench.told("a", &id).await;
+    bench.report("a", &id, CachePhase::Creating, 1, &[]);
+    let cache = bench.phase("c", Phase::Creating).await;
+    assert_eq!(cache.status.unwrap().progress, "42%");
+    bench.report("a", &id, CachePhase::Ready, 2, &["nginx:1"]);
+    let cache = bench.phase("c", Phase::Ready).await;
+    let status = cache.status.unwrap();
+    assert_eq!((status.progress.as_str(), status.image_cache_id.as_deref()), ("100%", Some(id.as_str())));
+
+    let chosen = bench.caches.choose("a", &pod("p", json!({}), &["nginx:1"])).await;
+    assert_eq!(chosen.start, Ok(Some(id.clone())));
+    assert_eq!(reasons(&chosen), ["SuccessfulHitImageCache"]);
+    let pinned = pod("p", json!({"k8s.aliyun.com/eci-imc-id": id}), &["redis"]);
+    bench.caches.until_ready("a", &pinned).await;
+    assert_eq!(bench.caches.choose("a", &pinned).await.start, Ok(Some(id)));
+    bench
+        .cluster
+        .wait("last use", |record| {
+            record.image_caches["c"].status.as_ref().is_some_and(|status| status.last_matched_time.is_some())
+        })
+        .await;
+    bench.settle().await;
+    assert_eq!(bench.agent("a").see(|record| record.builds.len()), 1);
+    assert_eq!(bench.cluster.see(|record| record.image_caches.len()), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_named_cache_that_cannot_be_used_makes_the_pod_wait() {
+    let bench = Bench::new(&["a"]);
+    let naming = |id: &str| pod("p", json!({"k8s.aliyun.com/eci-imc-id": id}), &["nginx:1"]);
+    let chosen = bench.caches.choose("a", &naming("imc-nothing")).await;
+    assert_eq!(chosen.start, Err(Refusal::NotFound { id: "imc-nothing".to_owned() }));
+    bench.put("c", &["nginx:1"]);
+    let id = id_of(&bench.phase("c", Phase::Pending).await);
+    let chosen = bench.caches.choose("a", &naming(&id)).await;
+    assert_eq!(chosen.start, Err(Refusal::NotComplete { id: id.clone() }));
+    bench.told("a", &id).await;
+    let waiting = tokio::time::timeout(Duration::from_secs(60), bench.caches.until_ready("a", &naming(&id))).await;
+    assert!(waiting.is_err());
+    bench.report("a", &id, CachePhase::Failed, 1, &[]);
+    bench.phase("c", Phase::Failed).await;
+    let chosen = bench.caches.choose("a", &naming(&id)).await;
+    assert_eq!(chosen.start, Err(Refusal::Failed { id, why: "failed to pull images.".to_owned() }));
+    assert_eq!(bench.cluster.see(|record| record.image_caches.len()), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_cache_is_made_however_many_pods_miss_at_once() {
+    let bench = Bench::new(&["a", "b"]);
+    let key = ObjectKey { kind: ObjectKind::Secret, namespace: "ns".to_owned(), name: "login".to_owned() };
+    let content = ObjectContent { data: [("user".to_owned(), "me".into())].into(), ..Default::default() };
+    bench.cluster.put_object(key, Some(content));
+    for n in 0..20 {
+        let images: &[&str] =
+            if n % 2 == 0 { &["nginx:1", "redis"] } else { &["docker.io/library/redis:latest", "nginx:1"] };
+        let chosen =
+            bench.caches.choose(if n % 3 == 0 { "a" } else { "b" }, &pod(&format!("p{n}"), json!({}), images)).await;
+        assert_eq!(chosen.start, Ok(None));
+        assert_eq!(reasons(&chosen), ["ImageCacheMissed"]);
+    }
+    let cache = bench.automatic().await;
+    assert!(cache.metadata.name.as_deref().unwrap().starts_with("auto-create-for-eci-"));
+    let id = id_of(&cache);
+    assert_eq!(
+        bench.event("p0", "ImageCacheAutoCreated").await,
+        format!("[eci.imagecache]Image cache {id} is auto created")
+    );
+    bench.told("a", &id).await;
+    bench.told("b", &id).await;
+    bench.settle().await;
+    assert_eq!(bench.cluster.see(|record| record.image_caches.len()), 1);
+    bench.agent("a").see(|record| {
+        assert_eq!(record.builds.len(), 1);
+        assert_eq!(record.builds[0].images, ["nginx:1", "redis"]);
+        assert_eq!(record.builds[0].credentials[0].username, "me");
+        assert_eq!(record.builds[0].size_limit_bytes, 30 << 30);
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_automatic_build_is_told_to_every_pod_that_asked() {
+    let bench = Bench::new(&["a"]);
+    for name in ["p", "q"] {
+        bench.caches.choose("a", &pod(name, json!({}), &["nginx:1"])).await;
+    }
+    let first = bench.automatic().await;
+    let id = id_of(&first);
+    bench.told("a", &id).await;
+    bench.report("a", &id, CachePhase::Failed, 1, &[]);
+    for name in ["p", "q"] {
+        let text = bench.event(name, "ImageCacheAutoCreateFailed").await;
+        assert_eq!(text, "[eci.imagecache]Image cache auto create failed for failed to pull images.");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_partial_hit_serves_and_has_a_whole_cache_made() {
+    let bench = Bench::new(&["a"]);
+    bench.put("c", &["nginx:1"]);
+    let id = id_of(&bench.phase("c", Phase::Pending).await);
+    bench.report("a", &id, CachePhase::Ready, 1, &["nginx:1"]);
+    bench.phase("c", Phase::Ready).await;
+    let both = ["nginx:1", "redis:1"];
+    let chosen = bench.caches.choose("a", &pod("p", json!({}), &both)).await;
+    assert_eq!(chosen.start, Ok(Some(id)));
+    bench.event("p", "ImageCacheAutoCreated").await;
+    let off = pod("q", json!({"k8s.aliyun.com/eci-auto-imc": "false"}), &["other"]);
+    assert_eq!(bench.caches.choose("a", &off).await, Chosen { start: Ok(None), notes: vec![] });
+    let strict = pod("p", json!({"k8s.aliyun.com/imc-perfect-match": "true"}), &both);
+    assert_eq!(reasons(&bench.caches.choose("a", &strict).await), ["ImageCacheMissed"]);
+    bench.settle().await;
+    assert_eq!(bench.cluster.see(|record| record.image_caches.len()), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_host_holds_for_nobody_is_forgotten() {
+    let bench = Bench::new(&["a"]);
+    bench.put("c", &["nginx:1"]);
+    let id = id_of(&bench.phase("c", Phase::Pending).await);
+    bench.report("a", &id, CachePhase::Ready, 1, &["nginx:1"]);
+    bench.phase("c", Phase::Ready).await;
+    bench.report("a", "imc-stray", CachePhase::Ready, 1, &["nginx:1"]);
+    bench.agent("a").wait("delete of the stray", |record| record.cache_deletes == ["imc-stray"]).await;
+    bench.cluster.drop_image_cache("c");
+    bench.agent("a").wait("delete of the cache", |record| record.cache_deletes.contains(&id)).await;
+    bench.settle().await;
+    assert!(bench.agent("a").see(|record| record.caches.is_empty()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_resumes_and_a_host_that_lost_its_caches_is_told_again() {
+    let bench = Bench::new(&["a"]);
+    bench.put("c", &["nginx:1"]);
+    let id = id_of(&bench.phase("c", Phase::Pending).await);
+    bench.told("a", &id).await;
+    bench.report("a", &id, CachePhase::Ready, 1, &["nginx:1"]);
+    bench.phase("c", Phase::Ready).await;
+    let bench = bench.restart().await;
+    let chosen = bench.caches.choose("a", &pod("p", json!({}), &["nginx:1"])).await;
+    assert_eq!(chosen.start, Ok(Some(id.clone())));
+    bench.settle().await;
+    assert_eq!(bench.agent("a").see(|record| record.builds.len()), 1);
+
+    bench.agent("a").go_offline();
+    bench.settle().await;
+    assert_eq!(bench.phase("c", Phase::Ready).await.metadata.name.as_deref(), Some("c"));
+    bench.agent("a").set(|record| record.caches.clear());
+    bench.agent("a").go_online();
+    bench.agent("a").wait("second build", |record| record.builds.len() == 2).await;
+    bench.phase("c", Phase::Pending).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_edited_cache_is_built_again_while_it_serves() {
+    let bench = Bench::new(&["a"]);
+    let mut cache = bench.put("c", &["nginx:1"]);
+    let id = id_of(&bench.phase("c", Phase::Pending).await);
+    bench.told("a", &id).await;
+    bench.report("a", &id, CachePhase::Ready, 1, &["nginx:1"]);
+    cache.status = bench.phase("c", Phase::Ready).await.status;
+    cache.spec.images = vec!["nginx:2".to_owned()];
+    cache.metadata.generation = Some(2);
+    bench.cluster.put_image_cache(cache);
+    bench.agent("a").wait("rebuild", |record| record.builds.len() == 2).await;
+    bench.phase("c", Phase::Updating).await;
+    assert_eq!(bench.caches.choose("a", &pod("p", json!({}), &["nginx:1"])).await.start, Ok(Some(id.clone())));
+    bench.report("a", &id, CachePhase::Ready, 2, &["nginx:2"]);
+    let cache = bench.phase("c", Phase::Ready).await;
+    assert_eq!(cache.status.unwrap().observed_generation, Some(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_claimed_while_a_host_has_not_been_heard() {
+    let bench = Bench::new(&["a"]);
+    bench.agent("a").go_offline();
+    let bench = bench.restart().await;
+    for waits in [true, false] {
+        let asked = Instant::now();
+        let chosen = bench.caches.choose("a", &pod("p", json!({}), &["nginx:1"])).await;
+        assert_eq!(chosen, Chosen { start: Ok(None), notes: vec![] });
+        assert_eq!(asked.elapsed() >= Duration::from_secs(1), waits);
+    }
+    let pinned = pod("p", json!({"k8s.aliyun.com/eci-imc-id": "imc-x"}), &["nginx:1"]);
+    assert_eq!(bench.caches.choose("a", &pinned).await.start, Err(Refusal::NotKnown { id: "imc-x".to_owned() }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cache_whose_time_is_over_is_removed() {
+    let bench = Bench::new(&["a"]);
+    let mut cache = ImageCache::new("c", ImageCacheSpec { images: vec!["nginx".to_owned()], ..Default::default() });
+    cache.spec.retention_days = Some(1);
+    let long_ago = Timestamp::now() - jiff::SignedDuration::from_hours(25);
+    cache.metadata.creation_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(long_ago));
+    bench.cluster.put_image_cache(cache);
+    bench.cluster.wait("removal", |record| record.image_caches.is_empty()).await;
+}

@@ -1,0 +1,155 @@
+//! What others hold of the image caches: a handle that tells a pod which cache it starts from.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use super::automatic::{self, Ask};
+use super::matching::{self, Automatic, Choice, PodImages, Refusal, Standing};
+use super::request::{self, INVALID_ANNOTATION, Wish};
+use super::snapshot::Snapshot;
+
+/// How long after our start pods wait until the image caches are known. Later none waits: where the resource is not
+/// installed, or may not be read, pods start without caches and without delay.
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Reason of the event on pods whose automatic cache could not be made.
+pub const AUTO_CREATE_FAILED: &str = "ImageCacheAutoCreateFailed";
+
+/// Tells a pod which cache it starts from. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct ImageCaches {
+    pub(super) seen: watch::Receiver<Arc<Snapshot>>,
+    pub(super) inbox: mpsc::Sender<Message>,
+    /// Until when pods wait for the image caches to be known.
+    pub(super) patience: Instant,
+}
+
+/// What the handle tells the controller.
+#[derive(Debug)]
+pub(super) enum Message {
+    /// A pod asks for a cache of its images.
+    Ask(Box<Ask>),
+    /// A pod starts from a cache.
+    Used { id: String, at: Timestamp },
+}
+
+/// Something to be recorded as an event of the pod, by `EciService`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Note {
+    /// True for a `Warning`.
+    pub warning: bool,
+    /// In one word.
+    pub reason: &'static str,
+    /// For people.
+    pub message: String,
+}
+
+/// What a pod starts from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chosen {
+    /// The cache, or why the pod must wait; `Ok(None)` for normal pulls.
+    pub start: Result<Option<String>, Refusal>,
+    /// What the user is told.
+    pub notes: Vec<Note>,
+}
+
+impl ImageCaches {
+    /// Decides for a pod that is about to start on `node`, and asks for a cache to be made where that is due.
+    pub async fn choose(&self, node: &str, pod: &Pod) -> Chosen {
+        let empty = BTreeMap::new();
+        let (wish, invalid) = request::read(pod.metadata.annotations.as_ref().unwrap_or(&empty));
+        let mut notes: Vec<Note> =
+            invalid.into_iter().map(|notice| note(true, INVALID_ANNOTATION, notice.message)).collect();
+        if wish == Wish::Nothing {
+            return Chosen { start: Ok(None), notes };
+        }
+        let Some(snapshot) = self.known(node).await else {
+            return Chosen { start: unknown(wish), notes };
+        };
+        let candidates = snapshot.of(node).map(|caches| caches.candidates.as_slice()).unwrap_or_default();
+        let decision = matching::decide(&wish, &PodImages::read(automatic::images(pod)), candidates);
+        let start = match decision.choice {
+            Choice::Off => Ok(None),
+            Choice::Pinned { id } | Choice::Hit { id, .. } => {
+                let message = format!(
+                    "[eci.imagecache]Successfully hit image cache {id}, eci will be scheduled with this image cache."
+                );
+                notes.push(note(false, "SuccessfulHitImageCache", message));
+                self.tell(Message::Used { id: id.clone(), at: Timestamp::now() });
+                Ok(Some(id))
+            }
+            Choice::Miss => {
+                notes.push(note(true, "ImageCacheMissed", "[eci.imagecache]Missed image cache.".to_owned()));
+                Ok(None)
+            }
+            Choice::Refused(refusal) => Err(refusal),
+        };
+        if decision.automatic == Automatic::Build {
+            notes.extend(self.ask(pod));
+        }
+        Chosen { start, notes }
+    }
+
+    /// Ends when the cache that the pod names serves on `node`; never for a pod that names none.
+    pub async fn until_ready(&self, node: &str, pod: &Pod) {
+        let empty = BTreeMap::new();
+        let (Wish::Pinned { id }, _) = request::read(pod.metadata.annotations.as_ref().unwrap_or(&empty)) else {
+            return std::future::pending().await;
+        };
+        let serves = |snapshot: &Arc<Snapshot>| {
+            let caches = snapshot.of(node).map(|caches| caches.candidates.as_slice()).unwrap_or_default();
+            caches.iter().any(|candidate| candidate.id == id && candidate.standing == Standing::Serving)
+        };
+        if self.seen.clone().wait_for(serves).await.is_err() {
+            // The controller has ended, and with it everything soon.
+            std::future::pending().await
+        }
+    }
+
+    /// The snapshot once the caches of `node` are known; nothing when they are not in time.
+    async fn known(&self, node: &str) -> Option<Arc<Snapshot>> {
+        let mut seen = self.seen.clone();
+        let known = seen.wait_for(|snapshot| snapshot.of(node).is_some());
+        tokio::time::timeout_at(self.patience, known).await.ok()?.ok().map(|snapshot| Arc::clone(&snapshot))
+    }
+
+    fn ask(&self, pod: &Pod) -> Option<Note> {
+        match automatic::ask(pod) {
+            Ok(ask) => {
+                self.tell(Message::Ask(Box::new(ask)));
+                None
+            }
+            Err(error) => Some(auto_create_failed(&error.to_string())),
+        }
+    }
+
+    /// Never waits: what is dropped here when thousands of pods come at once, the next pod says again.
+    fn tell(&self, message: Message) {
+        if self.inbox.try_send(message).is_err() {
+            tracing::debug!("image cache controller is busy, one message is dropped");
+        }
+    }
+}
+
+/// The event of a cache that could not be made for a pod.
+pub(super) fn auto_create_failed(why: &str) -> Note {
+    note(true, AUTO_CREATE_FAILED, format!("[eci.imagecache]Image cache auto create failed for {why}"))
+}
+
+pub(super) fn note(warning: bool, reason: &'static str, message: String) -> Note {
+    Note { warning, reason, message }
+}
+
+/// A pod that names a cache waits; any other starts with normal pulls, and nothing is claimed about caches.
+fn unknown(wish: Wish) -> Result<Option<String>, Refusal> {
+    match wish {
+        Wish::Pinned { id } => Err(Refusal::NotKnown { id }),
+        Wish::Automatic { .. } | Wish::Nothing => Ok(None),
+    }
+}

@@ -1,0 +1,239 @@
+//! Pure: no I/O, no clock, no randomness.
+//!
+//! What the hosts are to be told: which caches to build, and which to forget because their object is gone. It looks at
+//! what is, not at what happened, so a restart of either side needs no memory of the other.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::hosts::{Host, serves};
+use super::status::{has_failed, holds, image_set};
+use crate::agent::CachePhase;
+use crate::custom_resource::ImageCache;
+use crate::identity;
+
+/// Until a host that failed what another host managed is told again, the first time. It doubles from then on.
+const FIRST_RETRY: SignedDuration = SignedDuration::from_secs(30);
+/// Between the host's word that a build is on record and the build's first sign in what the host reports.
+const FIRST_SIGN: SignedDuration = SignedDuration::from_secs(2);
+/// The longest that it waits.
+const LONGEST_RETRY: SignedDuration = SignedDuration::from_mins(30);
+
+/// What a host has been told about a cache since this process started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Told {
+    /// The generation of the object at that time.
+    pub generation: Option<i64>,
+    /// When.
+    pub at: Timestamp,
+    /// How often in a row it came to nothing.
+    pub failures: u32,
+    /// Whether the call itself failed, and may be repeated at once after the wait.
+    pub unheard: bool,
+    /// Why the host refused, when it did.
+    pub refusal: Option<String>,
+}
+
+/// What to do about one cache on one host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Tell it to build the cache.
+    Build,
+    /// Nothing before this time.
+    Wait(Timestamp),
+    /// Nothing.
+    Nothing,
+}
+
+/// The id of an object's cache.
+pub fn id_of(cache: &ImageCache) -> String {
+    let given = cache.status.as_ref().and_then(|status| status.image_cache_id.clone());
+    given.unwrap_or_else(|| identity::image_cache_id(cache.metadata.uid.as_deref().unwrap_or_default()))
+}
+
+/// What to tell a host about a cache.
+pub fn step(cache: &ImageCache, host: &Host, told: Option<&Told>, is_held_elsewhere: bool, now: Timestamp) -> Step {
+    if !host.is_known || !host.is_connected {
+        return Step::Nothing;
+    }
+    let generation = cache.metadata.generation;
+    let is_told = told.is_some_and(|told| told.generation == generation);
+    if let Some(told) = told.filter(|told| told.generation == generation && told.unheard) {
+        return at(told.at + retry_after(told.failures), now);
+    }
+    let Some(state) = host.caches.get(&id_of(cache)) else {
+        let is_refused = is_told && told.is_some_and(|told| told.refusal.is_some());
+        if has_failed(cache) || is_refused {
+            return Step::Nothing;
+        }
+        let since = told.filter(|_| is_told).map_or(Timestamp::MIN, |told| told.at + FIRST_SIGN);
+        return at(since, now);
+    };
+    let wanted = image_set(cache.spec.images.iter().map(String::as_str));
+    match state.phase {
+        // The host takes the same images a second time as no change, so that a restart of ours may say it again.
+        CachePhase::Creating | CachePhase::Updating => build_unless(is_told),
+        CachePhase::Ready if holds(state, &wanted) => Step::Nothing,
+        CachePhase::Ready => build_unless(is_told),
+        CachePhase::UpdateFailed => build_unless(is_told || is_observed(cache)),
+        CachePhase::Failed if is_held_elsewhere => {
+            let failures = told.map_or(0, |told| told.failures);
+            let since = told.map(|told| told.at).or(state.last_updated).unwrap_or(now);
+            at(since + retry_after(failures), now)
+        }
+        CachePhase::Failed => build_unless(is_told || is_observed(cache)),
+    }
+}
+
+/// Whether any host but this one can start pods from the cache.
+pub fn is_held_elsewhere(cache: &ImageCache, node: &str, hosts: &BTreeMap<String, Host>) -> bool {
+    let id = id_of(cache);
+    hosts
+        .iter()
+        .filter(|(other, _)| *other != node)
+        .any(|(_, host)| host.caches.get(&id).is_some_and(|state| serves(state.phase)))
+}
+
+/// The caches of a host that belong to no object. `caches` are all objects that there are.
+pub fn strays(caches: &BTreeMap<String, ImageCache>, host: &Host) -> Vec<String> {
+    if !host.is_known || !host.is_connected {
+        return Vec::new();
+    }
+    let wanted: BTreeSet<String> = caches.values().map(id_of).collect();
+    host.caches.keys().filter(|id| !wanted.contains(*id)).cloned().collect()
+}
+
+/// How long to wait after so many failures in a row.
+pub fn retry_after(failures: u32) -> SignedDuration {
+    let doubled = FIRST_RETRY.checked_mul(1_i32.checked_shl(failures.min(16)).unwrap_or(i32::MAX));
+    doubled.unwrap_or(LONGEST_RETRY).min(LONGEST_RETRY)
+}
+
+fn build_unless(is_done: bool) -> Step {
+    if is_done { Step::Nothing } else { Step::Build }
+}
+
+fn at(time: Timestamp, now: Timestamp) -> Step {
+    if time <= now { Step::Build } else { Step::Wait(time) }
+}
+
+/// Whether the outcome that is on record is about the object as it is now.
+fn is_observed(cache: &ImageCache) -> bool {
+    let observed = cache.status.as_ref().and_then(|status| status.observed_generation);
+    observed.is_some() && observed == cache.metadata.generation
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::{CacheState, CachedImage};
+    use crate::custom_resource::{ImageCacheSpec, ImageCacheStatus, Phase};
+    use rstest::rstest;
+
+    fn now() -> Timestamp {
+        Timestamp::from_second(10_000).unwrap()
+    }
+
+    fn cache(generation: i64, status: Option<(Phase, i64)>) -> ImageCache {
+        let mut cache =
+            ImageCache::new("c", ImageCacheSpec { images: vec!["nginx:1".to_owned()], ..Default::default() });
+        cache.metadata.uid = Some("uid".to_owned());
+        cache.metadata.generation = Some(generation);
+        cache.status = status.map(|(phase, observed)| ImageCacheStatus {
+            phase,
+            observed_generation: Some(observed),
+            ..Default::default()
+        });
+        cache
+    }
+
+    fn host(phase: Option<(CachePhase, &str)>) -> Host {
+        let id = identity::image_cache_id("uid");
+        let state = phase.map(|(phase, image)| CacheState {
+            id: id.clone(),
+            phase,
+            images: vec![CachedImage { reference: image.to_owned(), ..Default::default() }],
+            last_updated: Some(now()),
+            ..Default::default()
+        });
+        Host {
+            is_known: true,
+            is_connected: true,
+            caches: state.into_iter().map(|state| (id.clone(), state)).collect(),
+        }
+    }
+
+    fn told(generation: i64) -> Option<Told> {
+        Some(Told { generation: Some(generation), at: now(), failures: 0, unheard: false, refusal: None })
+    }
+
+    #[rstest]
+    #[case::never_told(cache(1, None), host(None), None, Step::Build)]
+    #[case::lost_by_the_host(cache(1, Some((Phase::Ready, 1))), host(None), told(1), Step::Wait(now() + FIRST_SIGN))]
+    #[case::failed_for_good(cache(1, Some((Phase::Failed, 1))), host(None), None, Step::Nothing)]
+    #[case::failed_and_edited(cache(2, Some((Phase::Failed, 1))), host(None), None, Step::Build)]
+    #[case::after_our_restart(cache(1, None), host(Some((CachePhase::Creating, "nginx:1"))), None, Step::Build)]
+    #[case::building(cache(1, None), host(Some((CachePhase::Creating, "nginx:1"))), told(1), Step::Nothing)]
+    #[case::edited_while_building(cache(2, None), host(Some((CachePhase::Creating, "nginx:1"))), told(1), Step::Build)]
+    #[case::done(cache(1, None), host(Some((CachePhase::Ready, "nginx:1"))), None, Step::Nothing)]
+    #[case::edited(cache(2, None), host(Some((CachePhase::Ready, "redis:1"))), told(1), Step::Build)]
+    #[case::edit_is_told_once(cache(2, None), host(Some((CachePhase::Ready, "redis:1"))), told(2), Step::Nothing)]
+    #[case::update_failed(cache(2, Some((Phase::UpdateFailed, 2))), host(Some((CachePhase::UpdateFailed, "redis:1"))), None, Step::Nothing)]
+    #[case::edited_again(cache(3, Some((Phase::UpdateFailed, 2))), host(Some((CachePhase::UpdateFailed, "redis:1"))), told(2), Step::Build)]
+    #[case::failed(cache(1, Some((Phase::Failed, 1))), host(Some((CachePhase::Failed, "nginx:1"))), None, Step::Nothing)]
+    #[case::failed_and_edited_since(cache(2, Some((Phase::Failed, 1))), host(Some((CachePhase::Failed, "nginx:1"))), told(1), Step::Build)]
+    fn steps(#[case] cache: ImageCache, #[case] host: Host, #[case] told: Option<Told>, #[case] expected: Step) {
+        assert_eq!(step(&cache, &host, told.as_ref(), false, now()), expected);
+        let away = Host { is_connected: false, ..host.clone() };
+        assert_eq!(step(&cache, &away, told.as_ref(), false, now()), Step::Nothing);
+        let unknown = Host { is_known: false, ..host };
+        assert_eq!(step(&cache, &unknown, told.as_ref(), false, now()), Step::Nothing);
+    }
+
+    #[test]
+    fn a_host_that_lost_a_cache_is_told_again() {
+        let cache = cache(1, Some((Phase::Ready, 1)));
+        let later = now() + FIRST_SIGN;
+        assert_eq!(step(&cache, &host(None), told(1).as_ref(), false, later), Step::Build);
+    }
+
+    #[test]
+    fn a_host_that_failed_tries_again_where_another_managed() {
+        let (cache, host) = (cache(1, Some((Phase::Ready, 1))), host(Some((CachePhase::Failed, "nginx:1"))));
+        assert_eq!(step(&cache, &host, None, true, now()), Step::Wait(now() + FIRST_RETRY));
+        assert_eq!(step(&cache, &host, None, true, now() + FIRST_RETRY), Step::Build);
+    }
+
+    #[test]
+    fn a_call_that_was_not_heard_is_repeated_and_a_refusal_is_not() {
+        let mut unheard = told(1).unwrap();
+        unheard.unheard = true;
+        assert_eq!(step(&cache(1, None), &host(None), Some(&unheard), false, now()), Step::Wait(now() + FIRST_RETRY));
+        let mut refused = told(1).unwrap();
+        refused.refusal = Some("no".to_owned());
+        assert_eq!(step(&cache(1, None), &host(None), Some(&refused), false, now()), Step::Nothing);
+        assert_eq!(step(&cache(2, None), &host(None), Some(&refused), false, now()), Step::Build);
+    }
+
+    #[test]
+    fn waits_grow_to_a_limit() {
+        let mut last = SignedDuration::ZERO;
+        for failures in 0..100 {
+            let wait = retry_after(failures);
+            assert!(wait >= last && wait <= LONGEST_RETRY);
+            last = wait;
+        }
+        assert_eq!(last, LONGEST_RETRY);
+    }
+
+    #[test]
+    fn strays_are_what_no_object_stands_for() {
+        let caches = BTreeMap::from([("c".to_owned(), cache(1, None))]);
+        let mut host = host(Some((CachePhase::Ready, "nginx:1")));
+        host.caches.insert("imc-stray".to_owned(), CacheState::default());
+        assert_eq!(strays(&caches, &host), ["imc-stray"]);
+        host.is_known = false;
+        assert_eq!(strays(&caches, &host), Vec::<String>::new());
+    }
+}

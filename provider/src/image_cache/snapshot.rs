@@ -1,0 +1,116 @@
+//! Pure: no I/O, no clock, no randomness.
+//!
+//! The image caches as a pod sees them that is about to start: for each virtual node, which caches serve there.
+
+use std::collections::BTreeMap;
+
+use super::hosts::{Host, serves};
+use super::matching::{Candidate, CandidateImage, Standing};
+use super::plan::id_of;
+use super::reference::Reference;
+use super::status::has_failed;
+use crate::agent::{CachePhase, CacheState};
+use crate::custom_resource::ImageCache;
+
+/// All image caches, at one moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Whether the objects are known.
+    pub is_known: bool,
+    /// By the name of the virtual node.
+    pub nodes: BTreeMap<String, NodeCaches>,
+}
+
+/// The image caches of one virtual node.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NodeCaches {
+    /// Whether its host has said what it holds.
+    pub is_known: bool,
+    /// All caches, serving here or not.
+    pub candidates: Vec<Candidate>,
+}
+
+impl Snapshot {
+    /// What is known of a virtual node; nothing when that is not all.
+    pub fn of(&self, node: &str) -> Option<&NodeCaches> {
+        self.nodes.get(node).filter(|caches| self.is_known && caches.is_known)
+    }
+}
+
+/// Takes the snapshot. `caches` is nothing until the objects are known.
+pub fn take(caches: Option<&BTreeMap<String, ImageCache>>, hosts: &BTreeMap<String, Host>) -> Snapshot {
+    let of_host = |host: &Host| NodeCaches {
+        is_known: host.is_known,
+        candidates: caches.iter().flat_map(|caches| caches.values()).map(|cache| candidate(cache, host)).collect(),
+    };
+    let nodes = hosts.iter().map(|(node, host)| (node.clone(), of_host(host))).collect();
+    Snapshot { is_known: caches.is_some(), nodes }
+}
+
+fn candidate(cache: &ImageCache, host: &Host) -> Candidate {
+    let id = id_of(cache);
+    let state = host.caches.get(&id);
+    let created = cache.metadata.creation_timestamp.as_ref().map(|time| time.0.as_second());
+    Candidate {
+        name: cache.metadata.name.clone().unwrap_or_default(),
+        created: created.unwrap_or_default(),
+        standing: standing(cache, state),
+        images: state.iter().flat_map(|state| &state.images).filter_map(image).collect(),
+        id,
+    }
+}
+
+fn standing(cache: &ImageCache, state: Option<&CacheState>) -> Standing {
+    match state {
+        Some(state) if serves(state.phase) => Standing::Serving,
+        Some(state) if state.phase == CachePhase::Failed => Standing::Failed(state.reason.clone()),
+        None if has_failed(cache) => {
+            Standing::Failed(cache.status.as_ref().map(|status| status.reason.clone()).unwrap_or_default())
+        }
+        Some(_) | None => Standing::NotComplete,
+    }
+}
+
+fn image(image: &crate::agent::CachedImage) -> Option<CandidateImage> {
+    Some(CandidateImage {
+        reference: Reference::parse(&image.reference).ok()?,
+        manifest_digest: image.manifest_digest.clone(),
+        index_digest: image.index_digest.clone(),
+        size: image.size_bytes,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::CachedImage;
+    use crate::custom_resource::ImageCacheSpec;
+
+    fn caches() -> BTreeMap<String, ImageCache> {
+        let mut cache = ImageCache::new("c", ImageCacheSpec { images: vec!["nginx".to_owned()], ..Default::default() });
+        cache.metadata.uid = Some("u".to_owned());
+        BTreeMap::from([("c".to_owned(), cache)])
+    }
+
+    #[test]
+    fn each_node_has_what_its_host_holds() {
+        let caches = caches();
+        let id = id_of(&caches["c"]);
+        let state = CacheState {
+            id: id.clone(),
+            phase: CachePhase::Ready,
+            images: vec![CachedImage { reference: "nginx".to_owned(), size_bytes: 7, ..Default::default() }],
+            ..Default::default()
+        };
+        let holding = Host { is_known: true, is_connected: true, caches: [(id.clone(), state)].into() };
+        let other = Host { is_known: true, ..Host::default() };
+        let hosts = [("a".to_owned(), holding), ("b".to_owned(), other), ("c".to_owned(), Host::default())].into();
+        let snapshot = take(Some(&caches), &hosts);
+        let candidate = &snapshot.of("a").unwrap().candidates[0];
+        assert_eq!((candidate.id.as_str(), &candidate.standing), (id.as_str(), &Standing::Serving));
+        assert_eq!(candidate.images[0].size, 7);
+        assert_eq!(snapshot.of("b").unwrap().candidates[0].standing, Standing::NotComplete);
+        assert!(snapshot.of("c").is_none() && snapshot.of("d").is_none());
+        assert!(take(None, &hosts).of("a").is_none());
+    }
+}

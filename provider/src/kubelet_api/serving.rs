@@ -1,0 +1,122 @@
+//! Listens, makes TLS of each connection, and hands its requests to the routes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use axum::{Extension, Router};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+use super::authorize::{Gate, Peer};
+use super::certificates::{self, Current, Files};
+use super::routes::{self, Node};
+use super::{KubeletApi, ServeError, caller};
+
+/// Until TLS must be agreed on.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// How many connections are served at once; more wait to be accepted.
+const CONNECTIONS: usize = 512;
+/// After an accept that failed, as when file descriptors have run out.
+const PAUSE: Duration = Duration::from_millis(100);
+/// How long requests have to end at shutdown.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// An interface that listens.
+#[derive(Debug)]
+pub struct Serving {
+    listener: TcpListener,
+    port: u16,
+    router: Router,
+    files: Files,
+    current: Current,
+}
+
+impl Serving {
+    pub(super) async fn bind(api: KubeletApi) -> Result<Self, ServeError> {
+        let listen = api.listen;
+        let failed = |source| ServeError::Listen { listen, source };
+        let listener = TcpListener::bind(listen).await.map_err(failed)?;
+        let port = listener.local_addr().map_err(failed)?.port();
+        let files = Files { pair: api.tls, client_ca: api.client_ca, node: api.node.clone(), address: api.address };
+        let current = Arc::new(ArcSwap::from_pointee(certificates::load(&files)?));
+        let gate = Gate::new(&api.node, api.access);
+        let router = routes::router(Node { name: api.node.into(), agent: api.agent, pods: api.pods }, gate);
+        Ok(Self { listener, port, router, files, current })
+    }
+
+    /// The port, which the system may have chosen.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Serves until `stop`.
+    pub async fn run(self, stop: CancellationToken) {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(certificates::keep_current(self.files, self.current.clone()));
+        let room = Arc::new(Semaphore::new(CONNECTIONS));
+        let accepting = async {
+            loop {
+                let Ok(permit) = room.clone().acquire_owned().await else { return };
+                match self.listener.accept().await {
+                    Ok((stream, _)) => {
+                        let connection = serve(stream, self.current.load_full(), self.router.clone(), stop.clone());
+                        tasks.spawn(async move {
+                            connection.await;
+                            drop(permit);
+                        });
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "accept a connection to the kubelet API");
+                        tokio::time::sleep(PAUSE).await;
+                    }
+                }
+                while tasks.try_join_next().is_some() {}
+            }
+        };
+        // A connection that is not accepted is refused when the listener goes.
+        tokio::select! {
+            () = accepting => {}
+            () = stop.cancelled() => {}
+        }
+        tokio::time::sleep(Duration::ZERO).await;
+        let drained = async { while tasks.len() > 1 && tasks.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(DRAIN, drained).await;
+        tasks.shutdown().await;
+    }
+}
+
+async fn serve(stream: TcpStream, config: Arc<rustls::ServerConfig>, router: Router, stop: CancellationToken) {
+    let _ = stream.set_nodelay(true);
+    let accepted = tokio::time::timeout(HANDSHAKE, TlsAcceptor::from(config).accept(stream)).await;
+    let Ok(Ok(stream)) = accepted else {
+        tracing::debug!("a caller of the kubelet API does not agree on TLS");
+        return;
+    };
+    let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+    let peer = Peer(shown.and_then(caller::from_certificate));
+    let service = TowerToHyperService::new(router.layer(Extension(peer)));
+    let builder = auto::Builder::new(TokioExecutor::new());
+    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    // The connection is pinned outside, so an end that is asked for is one that it comes to by itself.
+    let ended = tokio::select! {
+        ended = &mut connection => ended,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(error = %error, "a connection to the kubelet API broke");
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,199 @@
+//! Keeps one Node object: made, adopted, made again when somebody deletes it, its status true.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Node;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+
+use super::node_object::{self, Heartbeat, Host, NodeIdentity};
+use super::{agent_beat, lease};
+use crate::agent::AgentClient;
+use crate::cluster::{ClusterError, NodeApi, Watched};
+
+/// A status that does not change is written again after this long: the kubelet's figure.
+const HEARTBEAT: Duration = Duration::from_secs(300);
+/// Between two tries, when the API server does not take something.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// What a virtual node is kept with.
+#[derive(Debug, Clone)]
+pub struct NodeServices {
+    /// Nodes at the API server.
+    pub api: Arc<dyn NodeApi>,
+    /// The node's agent.
+    pub agent: Arc<dyn AgentClient>,
+}
+
+/// The owner of one Node object.
+#[derive(Debug)]
+pub struct NodeController {
+    services: NodeServices,
+    identity: NodeIdentity,
+    /// `None` until the watch has listed; then the object, or that there is none.
+    current: Option<Option<Node>>,
+    uid: watch::Sender<Option<String>>,
+    /// Set to true when the node is there with a status of ours.
+    registered: watch::Sender<bool>,
+    beaten: Option<Instant>,
+    retry: Option<Instant>,
+    /// The last write failed, and that has been said.
+    failing: bool,
+}
+
+impl NodeController {
+    /// A controller for a node. The receiver turns true once the node is registered.
+    pub fn new(identity: NodeIdentity, services: NodeServices) -> (Self, watch::Receiver<bool>) {
+        let (registered, receiver) = watch::channel(false);
+        let controller = Self {
+            services,
+            identity,
+            current: None,
+            uid: watch::Sender::new(None),
+            registered,
+            beaten: None,
+            retry: None,
+            failing: false,
+        };
+        (controller, receiver)
+    }
+
+    /// Works until `stop`. The node and its lease stay: pods go on running while we are away.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut parts = JoinSet::new();
+        let (sender, mut host) = watch::channel(Host::Unheard);
+        parts.spawn(agent_beat::follow(self.services.agent.clone(), sender).in_current_span());
+        let name = self.identity.name.clone();
+        let lease = lease::keep(self.services.api.clone(), name.clone(), self.uid.subscribe(), stop.clone());
+        parts.spawn(lease.in_current_span());
+        let mut watched = self.services.api.watch_node(&name);
+        loop {
+            let known = host.borrow_and_update().clone();
+            // Dropped half-way, what it writes is written again by whoever comes next.
+            tokio::select! {
+                () = self.reconcile(&known) => {}
+                () = stop.cancelled() => break,
+            }
+            let wake = self.wake();
+            // Each arm waits for something that stays there until it is taken.
+            tokio::select! {
+                () = stop.cancelled() => break,
+                changed = host.changed() => if changed.is_err() { break },
+                Some(change) = watched.next() => self.take(change),
+                () = tokio::time::sleep_until(wake) => self.retry = None,
+            }
+        }
+        parts.shutdown().await;
+    }
+
+    fn wake(&self) -> Instant {
+        let beat = self.beaten.map_or_else(|| Instant::now() + HEARTBEAT, |beaten| beaten + HEARTBEAT);
+        self.retry.map_or(beat, |retry| retry.min(beat))
+    }
+
+    fn take(&mut self, change: Watched<Node>) {
+        let node = match change {
+            Watched::All(mut nodes) => nodes.pop(),
+            Watched::Applied(node) => Some(node),
+            Watched::Deleted(_) => None,
+        };
+        self.learn(node);
+    }
+
+    fn learn(&mut self, node: Option<Node>) {
+        let newer = match (&self.current, &node) {
+            (Some(Some(known)), Some(node)) => version(node) >= version(known),
+            (Some(Some(_) | None) | None, _) => true,
+        };
+        if newer {
+            let uid = node.as_ref().and_then(|node| node.metadata.uid.clone());
+            self.uid.send_if_modified(|known| {
+                let differs = *known != uid;
+                *known = uid;
+                differs
+            });
+            self.current = Some(node);
+        }
+    }
+
+    async fn reconcile(&mut self, host: &Host) {
+        if self.retry.is_some_and(|retry| retry > Instant::now()) {
+            return;
+        }
+        let Some(current) = self.current.clone() else { return };
+        let done = match current {
+            None => self.create(host).await,
+            Some(node) => self.update(&node, host).await,
+        };
+        match done {
+            Ok(()) => (self.retry, self.failing) = (None, false),
+            // The watch brings what is there now.
+            Err(ClusterError::NotFound { .. }) => self.learn(None),
+            Err(error) => {
+                if !self.failing {
+                    tracing::warn!(%error, "node is not written, trying again");
+                }
+                self.failing = true;
+                self.retry = Some(Instant::now() + RETRY);
+            }
+        }
+    }
+
+    async fn create(&mut self, host: &Host) -> Result<(), ClusterError> {
+        let wanted = node_object::new_node(&self.identity, host, Timestamp::now());
+        match self.services.api.create_node(&wanted).await {
+            Ok(node) => {
+                tracing::info!("registered the node");
+                self.learn(Some(node));
+                self.beaten = Some(Instant::now());
+                self.registered.send_replace(true);
+                Ok(())
+            }
+            // Somebody was faster; the watch brings it, and it is adopted.
+            Err(ClusterError::Conflict { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn update(&mut self, node: &Node, host: &Host) -> Result<(), ClusterError> {
+        let name = self.identity.name.clone();
+        let mut node = node.clone();
+        if node.metadata.deletion_timestamp.is_some() {
+            return Ok(());
+        }
+        if let Some(patch) = node_object::metadata_patch(&node, &self.identity, host) {
+            node = self.services.api.patch_node(&name, patch).await?;
+            self.learn(Some(node.clone()));
+        }
+        if *host == Host::Unheard {
+            // A node that was there before us is as true as what we could say.
+            return Ok(());
+        }
+        let current = node.status.unwrap_or_default();
+        let wanted = node_object::status(&self.identity, host, &current, Timestamp::now());
+        let due = self.beaten.is_none_or(|beaten| beaten.elapsed() >= HEARTBEAT);
+        let heartbeat = if due { Heartbeat::Due } else { Heartbeat::NotDue };
+        if let Some(patch) = node_object::status_patch(&current, &wanted, heartbeat) {
+            let node = self.services.api.patch_node_status(&name, patch).await?;
+            self.learn(Some(node));
+            self.beaten = Some(Instant::now());
+            self.registered.send_replace(true);
+        }
+        Ok(())
+    }
+}
+
+/// Resource versions of one object can be compared as numbers.
+fn version(node: &Node) -> u64 {
+    let version = node.metadata.resource_version.as_deref().and_then(|version| version.parse().ok());
+    version.unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,391 @@
+//! One pod's owner: it looks at what the API server and the agent say, decides, does one thing, and looks again.
+//!
+//! It holds all memory of the pod on this side. Nothing is lost when it is ended and begun anew: everything that it knows
+//! can be read again from the API server and the agent.
+
+mod acting;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use serde_json::Value;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::agent_pods::AgentPod;
+use super::backoff::Backoff;
+use super::cache_choice::{Admitted, CacheChoice};
+use super::content::{ContentWatch, Contents};
+use super::next_action::{Action, AgentView, ApiPod, ApiView, Blocked, Content, Done, Moment, StopSent, next_action};
+use super::status::{self, Failure, Reported, Situation};
+use crate::agent::AgentClient;
+use crate::cluster::pods::{PodMarks, PodName};
+use crate::cluster::{EventRecorder, ObjectApi, ObjectStore, PodApi};
+use crate::meters::Meters;
+
+/// What every worker of a node uses.
+#[derive(Debug, Clone)]
+pub(super) struct Means {
+    pub(super) node: String,
+    pub(super) host_ip: Option<String>,
+    pub(super) agent: Arc<dyn AgentClient>,
+    pub(super) pods: Arc<dyn PodApi>,
+    pub(super) objects: Arc<dyn ObjectApi>,
+    pub(super) store: ObjectStore,
+    pub(super) events: EventRecorder,
+    pub(super) caches: Arc<dyn CacheChoice>,
+    pub(super) meters: Meters,
+}
+
+/// What the controller tells a worker; only the newest counts.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Inputs {
+    pub(super) api: ApiInput,
+    pub(super) agent: AgentInput,
+    /// Grows with each connection to the agent.
+    pub(super) connection: u64,
+}
+
+/// The pod at the API server.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum ApiInput {
+    /// Not listed yet.
+    Unlisted,
+    /// No such object.
+    Absent,
+    /// There it is.
+    Present(Arc<Pod>),
+}
+
+/// The pod at the agent.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum AgentInput {
+    /// Not connected, or not listed yet.
+    Unlisted,
+    /// The agent does not have it.
+    Absent,
+    /// The agent has it, or had it to the end.
+    Known(AgentPod),
+}
+
+/// The pod that was handed over last, and what it referred to.
+#[derive(Debug)]
+struct Sent {
+    pod: Arc<Pod>,
+    contents: Contents,
+}
+
+/// A status that was written, and what the API server made of it.
+#[derive(Debug, PartialEq)]
+struct Settled {
+    wanted: Value,
+    answered: Value,
+}
+
+/// One pod's owner.
+#[derive(Debug)]
+pub(super) struct Worker {
+    means: Means,
+    inputs: watch::Receiver<Inputs>,
+    name: PodName,
+    began: Instant,
+    content: ContentWatch,
+    /// The newest object, be it from the watch or from an answer to us.
+    api: ApiInput,
+    agent: AgentInput,
+    connection: u64,
+    admitted: Option<Admitted>,
+    marks_written: bool,
+    failure: Option<Failure>,
+    /// Whether the last answer to what it starts from was: later.
+    waits_for_choice: bool,
+    sent: Option<Sent>,
+    settled: Option<Settled>,
+    stop: Option<StopSent>,
+    nothing_runs: bool,
+    removed: bool,
+    /// Until when the agent's stream is trusted to say that it has what it was just handed.
+    awaited: Option<Moment>,
+    blocked: Blocked,
+    backoff: Backoffs,
+}
+
+#[derive(Debug)]
+struct Backoffs {
+    hand_over: Backoff,
+    stop: Backoff,
+    write_status: Backoff,
+    annotate: Backoff,
+    remove: Backoff,
+}
+
+impl Default for Backoffs {
+    fn default() -> Self {
+        let quick = || Backoff::new(Duration::from_millis(200), Duration::from_secs(15));
+        Self {
+            hand_over: Backoff::new(Duration::from_millis(250), Duration::from_secs(60)),
+            stop: quick(),
+            write_status: quick(),
+            annotate: quick(),
+            remove: quick(),
+        }
+    }
+}
+
+impl Worker {
+    pub(super) fn new(means: Means, name: PodName, inputs: watch::Receiver<Inputs>) -> Self {
+        let content = ContentWatch::new(means.objects.clone(), means.store.clone());
+        Self {
+            means,
+            inputs,
+            name,
+            began: Instant::now(),
+            content,
+            api: ApiInput::Unlisted,
+            agent: AgentInput::Unlisted,
+            connection: 0,
+            admitted: None,
+            marks_written: false,
+            failure: None,
+            waits_for_choice: false,
+            sent: None,
+            settled: None,
+            stop: None,
+            nothing_runs: false,
+            removed: false,
+            awaited: None,
+            blocked: Blocked::default(),
+            backoff: Backoffs::default(),
+        }
+    }
+
+    /// Works until there is nothing left of the pod on either side, or until `stop`.
+    pub(super) async fn run(mut self, stop: CancellationToken) {
+        loop {
+            self.look();
+            let patch = self.status_patch();
+            let action = next_action(self.api_view(), self.agent_view(), &self.done(patch.is_some()), self.moment());
+            tracing::debug!(?action, api = ?self.api_view(), agent = ?self.agent_view(), "next");
+            match action {
+                Action::Forget => return,
+                Action::Rest { until } => {
+                    let choice = self.until_choice();
+                    // All of these only wait for something that stays true until it is read.
+                    tokio::select! {
+                        () = choice => self.blocked.hand_over = None,
+                        changed = self.inputs.changed() => if changed.is_err() { return },
+                        () = self.content.changed(), if self.sent.is_some() => {}
+                        () = wait_until(self.began, until) => {}
+                        () = stop.cancelled() => return,
+                    }
+                }
+                // Each of these can be dropped half-way: what it asks for can be asked for again.
+                Action::HandOver | Action::Stop { .. } | Action::WriteStatus | Action::Annotate | Action::Remove => {
+                    tokio::select! {
+                        () = self.act(action, patch) => {}
+                        () = stop.cancelled() => return,
+                    }
+                }
+            }
+        }
+    }
+
+    /// Ends when a pod that waits for its image cache is worth another try; never for other pods.
+    fn until_choice(&self) -> impl Future<Output = ()> + use<> {
+        let waiting = match &self.api {
+            ApiInput::Present(pod) if self.waits_for_choice => Some(pod.clone()),
+            ApiInput::Present(_) | ApiInput::Absent | ApiInput::Unlisted => None,
+        };
+        let (caches, node) = (self.means.caches.clone(), self.means.node.clone());
+        async move {
+            match waiting {
+                Some(pod) => caches.until_worth_asking(&node, &pod).await,
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    fn moment(&self) -> Moment {
+        self.began.elapsed()
+    }
+
+    /// Takes in the newest of what the controller says.
+    fn look(&mut self) {
+        let inputs = self.inputs.borrow_and_update().clone();
+        if inputs.connection != self.connection {
+            self.connection = inputs.connection;
+            // Another agent, or the same one begun anew: ask it again, and at once.
+            self.stop = None;
+            self.awaited = None;
+            self.blocked.hand_over = None;
+            self.blocked.stop = None;
+        }
+        if let (ApiInput::Present(new), ApiInput::Present(known)) = (&inputs.api, &self.api)
+            && version(new) < version(known)
+        {
+            // An echo of what we have seen in an answer already.
+        } else {
+            if let (ApiInput::Present(new), ApiInput::Present(known)) = (&inputs.api, &self.api)
+                && self.failure.is_some()
+                && !same_content(new, known)
+            {
+                // What was refused has been changed: try at once.
+                self.blocked.hand_over = None;
+                self.admitted = None;
+            }
+            self.api = inputs.api;
+        }
+        self.agent = inputs.agent;
+        if matches!(self.agent, AgentInput::Known(AgentPod::State(_))) {
+            self.nothing_runs = false;
+        }
+    }
+
+    fn api_view(&self) -> ApiView {
+        match &self.api {
+            ApiInput::Unlisted => ApiView::Unlisted,
+            ApiInput::Absent => ApiView::Absent,
+            ApiInput::Present(pod) => ApiView::Present(ApiPod {
+                deletion: deletion_grace(pod),
+                terminal: status::is_terminal(pod.status.as_ref().and_then(|status| status.phase.as_deref())),
+                lost: status::is_lost_without_agent(pod),
+            }),
+        }
+    }
+
+    fn agent_view(&self) -> AgentView {
+        match &self.agent {
+            AgentInput::Unlisted => AgentView::Unlisted,
+            AgentInput::Absent => AgentView::Absent,
+            AgentInput::Known(AgentPod::Gone(_)) => AgentView::Gone,
+            AgentInput::Known(AgentPod::State(state)) => {
+                AgentView::Present { over: state.terminated || status::is_terminal(state.status.phase.as_deref()) }
+            }
+        }
+    }
+
+    fn done(&mut self, status_differs: bool) -> Done {
+        let mut blocked = self.blocked;
+        if self.agent == AgentInput::Absent {
+            blocked.hand_over = blocked.hand_over.max(self.awaited);
+        }
+        Done {
+            content: self.content_state(),
+            stop: self.stop,
+            nothing_runs: self.nothing_runs,
+            status_differs,
+            marks_missing: self.marks_missing(),
+            removed: self.removed,
+            blocked,
+        }
+    }
+
+    fn content_state(&mut self) -> Content {
+        let (ApiInput::Present(pod), Some(sent)) = (&self.api, &self.sent) else { return Content::NeverSent };
+        let marked = self.with_marks(pod);
+        if !same_content(&marked, &sent.pod) || self.content.contents() != sent.contents {
+            return Content::Changed;
+        }
+        let renew_at = self.content.renew_at().map(|at| at.saturating_duration_since(self.began));
+        Content::Current { renew_at }
+    }
+
+    fn marks(&self) -> PodMarks {
+        let admitted = self.admitted.clone().unwrap_or_default();
+        PodMarks { labels: admitted.labels, annotations: admitted.annotations }
+    }
+
+    /// The pod as it will be once our labels and annotations are on it.
+    fn with_marks(&self, pod: &Arc<Pod>) -> Arc<Pod> {
+        let marks = self.marks();
+        if marks.are_on(pod) {
+            return pod.clone();
+        }
+        let mut marked = Pod::clone(pod);
+        marks.put_on(&mut marked);
+        Arc::new(marked)
+    }
+
+    fn marks_missing(&self) -> bool {
+        let ApiInput::Present(pod) = &self.api else { return false };
+        !self.marks_written && !self.marks().are_on(pod)
+    }
+
+    /// What is to be written to the API server, with the whole status that it leads to.
+    fn status_patch(&self) -> Option<StatusPatch> {
+        let ApiInput::Present(pod) = &self.api else { return None };
+        let reported = match &self.agent {
+            AgentInput::Unlisted => return None,
+            AgentInput::Absent => Reported::Nothing,
+            AgentInput::Known(AgentPod::State(state)) => Reported::State(&state.status),
+            AgentInput::Known(AgentPod::Gone(gone)) => Reported::Last(&gone.status),
+        };
+        let situation = Situation {
+            pod,
+            failure: self.failure.as_ref(),
+            host_ip: self.means.host_ip.as_deref(),
+            handed_over: self.sent.as_ref().and_then(|sent| sent.pod.metadata.generation),
+            now: Timestamp::now(),
+        };
+        let wanted = status::canonical(&status::wanted(&situation, reported)?);
+        let current = status::canonical(pod.status.as_ref().unwrap_or(&Default::default()));
+        let patch = status::patch(&current, &wanted)?;
+        let settled = self.settled.as_ref();
+        if settled.is_some_and(|settled| {
+            without_times(&settled.wanted) == without_times(&wanted) && settled.answered == current
+        }) {
+            return None;
+        }
+        Some(StatusPatch { patch, wanted })
+    }
+}
+
+/// A patch, and the status that it leads to.
+#[derive(Debug)]
+struct StatusPatch {
+    patch: Value,
+    wanted: Value,
+}
+
+/// Transition times that we make up ourselves differ each time they are made up.
+fn without_times(status: &Value) -> Value {
+    let mut status = status.clone();
+    if let Some(conditions) = status.get_mut("conditions").and_then(Value::as_array_mut) {
+        for condition in conditions.iter_mut().filter_map(Value::as_object_mut) {
+            condition.remove("lastTransitionTime");
+        }
+    }
+    status
+}
+
+async fn wait_until(began: Instant, until: Option<Moment>) {
+    match until {
+        Some(until) => tokio::time::sleep_until(began + until).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Resource versions of one object can be compared as numbers.
+fn version(pod: &Pod) -> u64 {
+    let version = pod.metadata.resource_version.as_deref().and_then(|version| version.parse().ok());
+    version.unwrap_or(u64::MAX)
+}
+
+/// True when the agent would be given the same.
+fn same_content(one: &Pod, other: &Pod) -> bool {
+    let (a, b) = (&one.metadata, &other.metadata);
+    one.spec == other.spec && a.labels == b.labels && a.annotations == b.annotations
+}
+
+/// The grace period of a pod that is being deleted.
+fn deletion_grace(pod: &Pod) -> Option<Duration> {
+    pod.metadata.deletion_timestamp.as_ref()?;
+    let seconds = pod.metadata.deletion_grace_period_seconds.unwrap_or_default();
+    Some(Duration::from_secs(u64::try_from(seconds).unwrap_or_default()))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,174 @@
+//! How a pod starts on a virtual node: whether the policy takes it, from which image cache, and what is written on it. It
+//! puts the parts together that know these things, and decides nothing by itself.
+//!
+//! A pod that names an image cache which cannot be used yet stays Pending, with the reason in its status and its events,
+//! and starts when the cache is Ready: that is ECI's default strategy for failures, `fail-back`, and what a Deployment
+//! needs whose cache is being made at the same moment. A pod that the policy refuses stays Pending, too: a Failed one would
+//! be replaced by its controller without end.
+
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+use k8s_openapi::api::core::v1::Pod;
+
+use crate::custom_resource::{INSECURE_ANNOTATION, PLAIN_HTTP_ANNOTATION};
+use crate::image_cache::{self, ImageCaches, Note};
+use crate::pod::eci_annotations::{self, MATCHED_IMAGE_CACHE, Surroundings};
+use crate::pod::policy::{self, PodPolicy};
+use crate::pod::{Admitted, CacheChoice, CacheDecision, Notice, PROVIDER_FAILED, Refusal};
+
+/// Decides how pods start.
+#[derive(Debug)]
+pub struct PodStart {
+    /// Which pods are taken.
+    pub policy: PodPolicy,
+    /// Tells which image cache a pod starts from.
+    pub image_caches: ImageCaches,
+    /// What is written on pods, by the name of the virtual node.
+    pub surroundings: BTreeMap<String, Surroundings>,
+}
+
+#[async_trait]
+impl CacheChoice for PodStart {
+    async fn choose(&self, node: &str, pod: &Pod) -> CacheDecision {
+        let violations = policy::violations(self.policy, pod);
+        if !violations.is_empty() {
+            let message = policy::explain(&violations);
+            return CacheDecision::Refuse(Refusal { reason: PROVIDER_FAILED.to_owned(), message, notices: vec![] });
+        }
+        let chosen = self.image_caches.choose(node, pod).await;
+        let told = chosen.notes.into_iter().map(notice);
+        match chosen.start {
+            Ok(image_cache_id) => {
+                let size = eci_annotations::size_message(pod);
+                let size = Notice { warning: false, reason: "UserInstanceTypeSpec".to_owned(), message: size };
+                let notices = std::iter::once(size).chain(told).collect();
+                CacheDecision::Run(Admitted { notices, ..self.admitted(node, pod, image_cache_id) })
+            }
+            Err(refusal) => CacheDecision::Later(waiting(&refusal, told.collect())),
+        }
+    }
+
+    async fn until_worth_asking(&self, node: &str, pod: &Pod) {
+        self.image_caches.until_ready(node, pod).await;
+    }
+
+    fn recall(&self, node: &str, pod: &Pod) -> Admitted {
+        let written = pod.metadata.annotations.as_ref().and_then(|annotations| annotations.get(MATCHED_IMAGE_CACHE));
+        self.admitted(node, pod, written.cloned())
+    }
+}
+
+impl PodStart {
+    fn admitted(&self, node: &str, pod: &Pod, image_cache_id: Option<String>) -> Admitted {
+        let around = self.surroundings.get(node).cloned().unwrap_or_default();
+        Admitted {
+            annotations: eci_annotations::annotations(pod, image_cache_id.as_deref(), &around),
+            labels: eci_annotations::labels(),
+            plain_http_registries: registries(pod, PLAIN_HTTP_ANNOTATION),
+            insecure_registries: registries(pod, INSECURE_ANNOTATION),
+            notices: vec![],
+            image_cache_id,
+        }
+    }
+}
+
+fn waiting(refusal: &image_cache::Refusal, mut notices: Vec<Notice>) -> Refusal {
+    // ECI takes a cache that is not complete for normal, and one that is not there for a mistake.
+    let warning = !matches!(refusal, image_cache::Refusal::NotComplete { .. } | image_cache::Refusal::NotKnown { .. });
+    let (reason, message) = (refusal.reason().to_owned(), refusal.message());
+    notices.push(Notice { warning, reason: reason.clone(), message: message.clone() });
+    Refusal { reason, message, notices }
+}
+
+fn notice(note: Note) -> Notice {
+    Notice { warning: note.warning, reason: note.reason.to_owned(), message: note.message }
+}
+
+/// Registry hosts of an annotation, separated by commas.
+fn registries(pod: &Pod, key: &str) -> Vec<String> {
+    let listed = pod.metadata.annotations.as_ref().and_then(|annotations| annotations.get(key));
+    let hosts = listed.into_iter().flat_map(|hosts| hosts.split(',')).map(str::trim);
+    hosts.filter(|host| !host.is_empty()).map(str::to_owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use serde_json::{Value, json};
+    use tokio::task::JoinSet;
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::agent::AgentClient;
+    use crate::agent::fake::FakeAgent;
+    use crate::cluster::EventRecorder;
+    use crate::cluster::fake::FakeCluster;
+    use crate::image_cache::ImageCacheController;
+
+    fn start(tasks: &mut JoinSet<()>) -> PodStart {
+        let cluster = Arc::new(FakeCluster::default());
+        let (events, _) = EventRecorder::new(cluster.clone());
+        let agents = [("n".to_owned(), Arc::new(FakeAgent::default()) as Arc<dyn AgentClient>)].into();
+        let around = image_cache::Surroundings { api: cluster, agents, events, read_logins: |_| Ok(vec![]) };
+        let (image_caches, controller) = ImageCacheController::new(around);
+        tasks.spawn(controller.run(CancellationToken::new()));
+        let around = Surroundings { stream_port: 10250, ..Surroundings::default() };
+        PodStart { policy: PodPolicy::Eci, image_caches, surroundings: [("n".to_owned(), around)].into() }
+    }
+
+    fn pod(annotations: Value, spec: Value) -> Pod {
+        let mut spec = spec;
+        spec["containers"] = json!([{"name": "c", "image": "nginx"}]);
+        serde_json::from_value(json!({"metadata": {"name": "p", "uid": "u", "annotations": annotations}, "spec": spec}))
+            .unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_that_misses_starts_and_is_told() {
+        let mut tasks = JoinSet::new();
+        let start = start(&mut tasks);
+        let pod = pod(json!({PLAIN_HTTP_ANNOTATION: "a:5000, b,"}), json!({}));
+        let CacheDecision::Run(admitted) = start.choose("n", &pod).await else { panic!() };
+        let reasons: Vec<_> = admitted.notices.iter().map(|notice| notice.reason.as_str()).collect();
+        assert_eq!(reasons, ["UserInstanceTypeSpec", "ImageCacheMissed"]);
+        assert_eq!(admitted.annotations["ProviderCreate"], "done");
+        assert_eq!(admitted.labels["serverless.alibabacloud.com/virtual-node"], "true");
+        assert_eq!(admitted.plain_http_registries, ["a:5000", "b"]);
+        assert_eq!(admitted.image_cache_id, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_that_names_a_missing_cache_waits_and_says_why() {
+        let mut tasks = JoinSet::new();
+        let start = start(&mut tasks);
+        let pod = pod(json!({"k8s.aliyun.com/eci-imc-id": "imc-x"}), json!({}));
+        let CacheDecision::Later(refusal) = start.choose("n", &pod).await else { panic!() };
+        assert_eq!(refusal.reason, "ImageCacheNotFound");
+        assert_eq!(refusal.message, "The specified image cache imc-x does not exist.");
+        assert!(refusal.notices[0].warning);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_against_the_policy_is_refused_and_asks_for_no_cache() {
+        let mut tasks = JoinSet::new();
+        let mut start = start(&mut tasks);
+        let pod = pod(json!({}), json!({"hostNetwork": true}));
+        let CacheDecision::Refuse(refusal) = start.choose("n", &pod).await else { panic!() };
+        assert_eq!(refusal.reason, "ProviderFailed");
+        assert!(refusal.message.contains("spec.hostNetwork"));
+        start.policy = PodPolicy::Kubelet;
+        assert!(matches!(start.choose("n", &pod).await, CacheDecision::Run(_)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_decided_is_recalled_from_the_pod() {
+        let mut tasks = JoinSet::new();
+        let start = start(&mut tasks);
+        let recalled = start.recall("n", &pod(json!({MATCHED_IMAGE_CACHE: "imc-a"}), json!({})));
+        assert_eq!(recalled.image_cache_id.as_deref(), Some("imc-a"));
+        assert_eq!(recalled.annotations[MATCHED_IMAGE_CACHE], "imc-a");
+        assert!(recalled.notices.is_empty());
+    }
+}

@@ -1,0 +1,6 @@
+//! The rights of the provider, as the manifests grant them.
+
+#[cfg(test)]
+mod rbac {
+    mod rights;
+}
