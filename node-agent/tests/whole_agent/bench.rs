@@ -3,12 +3,13 @@
 
 use std::{
     collections::HashMap,
+    os::{
+        linux::net::SocketAddrExt,
+        unix::net::{SocketAddr, UnixListener},
+    },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{
-        OnceLock,
-        atomic::{AtomicU8, Ordering},
-    },
+    sync::OnceLock,
     time::Duration,
 };
 
@@ -25,11 +26,12 @@ use super::registry::Registry;
 /// How long anything here may take.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
-static NEXT: AtomicU8 = AtomicU8::new(0);
+/// How many benches there can be on a host at once: the second byte of a pod CIDR counts them.
+const NUMBERS: u8 = 240;
 
 pub(crate) struct Bench {
     dir: TempDir,
-    number: u32,
+    number: Number,
     pub(crate) registry: Registry,
     agent: Option<Child>,
 }
@@ -57,9 +59,7 @@ pub(crate) struct Client {
 impl Bench {
     pub(crate) async fn new() -> Self {
         let dir = tempfile::Builder::new().prefix("larder-agent-test").tempdir().unwrap();
-        // Tests of one process differ by a count, processes by their id.
-        let number = (std::process::id() % 60) * 4 + u32::from(NEXT.fetch_add(1, Ordering::SeqCst) % 4);
-        let mut bench = Self { dir, number, registry: Registry::start().await, agent: None };
+        let mut bench = Self { dir, number: Number::take(), registry: Registry::start().await, agent: None };
         bench.start_agent();
         bench
     }
@@ -69,7 +69,11 @@ impl Bench {
     }
 
     fn bridge(&self) -> String {
-        format!("lat{}", self.number)
+        format!("lat{}", self.number.value)
+    }
+
+    fn cgroup_parent(&self) -> String {
+        format!("larder-agent-test-{}", self.number.value)
     }
 
     pub(crate) fn start_agent(&mut self) {
@@ -91,11 +95,11 @@ impl Bench {
                 "--bridge",
                 &self.bridge(),
                 "--pod-cidr",
-                &format!("10.{}.77.0/26", self.number),
+                &format!("10.{}.77.0/26", self.number.value),
                 "--runtime",
                 "crun",
             ])
-            .args(["--cgroup-parent", &format!("larder-agent-test-{}", self.number), "--network-pool-size", "2"])
+            .args(["--cgroup-parent", &self.cgroup_parent(), "--network-pool-size", "2"])
             .stderr(Stdio::from(log))
             .spawn()
             .unwrap();
@@ -170,7 +174,7 @@ impl Bench {
 
     /// Processes that were started below this bench's folder: monitors and, by their cgroup, containers.
     pub(crate) fn container_processes(&self) -> usize {
-        let cgroup = format!("/larder-agent-test-{}/", self.number);
+        let cgroup = format!("/{}/", self.cgroup_parent());
         let processes = std::fs::read_dir("/proc").unwrap().flatten();
         processes
             .filter(|entry| {
@@ -255,11 +259,28 @@ impl Drop for Bench {
             let _ = agent.kill();
             let _ = agent.wait();
         }
-        kill_cgroup(&format!("larder-agent-test-{}", self.number));
+        kill_cgroup(&self.cgroup_parent());
         let run = |program: &str, args: &[&str]| Command::new(program).args(args).output().map(drop);
         let _ = run("ip", &["link", "delete", &self.bridge()]);
         let _ = run("nft", &["delete", "table", "ip", &format!("larder-{}", self.bridge())]);
         unmount_below(self.dir.path());
+    }
+}
+
+/// What sets a bench apart from every other on this host: its bridge, addresses and cgroup are named by it. Held by the
+/// name of a socket, which the kernel gives to one owner at a time and takes back when the process is gone, however it ends.
+struct Number {
+    value: u8,
+    _held: UnixListener,
+}
+
+impl Number {
+    fn take() -> Self {
+        let free = (0..NUMBERS).find_map(|value| {
+            let name = SocketAddr::from_abstract_name(format!("larder-agent-test-{value}")).unwrap();
+            UnixListener::bind_addr(&name).ok().map(|held| Self { value, _held: held })
+        });
+        free.expect("fewer benches than numbers")
     }
 }
 
