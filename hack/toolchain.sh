@@ -18,3 +18,5 @@ done
 need cc "install a C compiler (Debian package gcc)"
 need cargo "install Rust with rustup; rust-toolchain.toml names the version"
 need go "install Go 1.21 or newer (it fetches the version that hack/controlplane/go.mod names)"
+
+[ -x "${CARGO_TARGET_DIR:-target}/debug/xtask" ] || echo "hack: compiling the tool behind hack/ (once, about a minute)" >&2

@@ -15,10 +15,12 @@ use kube::api::Api;
 use kube::{Client, runtime::wait::await_condition};
 use larder_dev::control_plane::{self, ControlPlane, kube_proxy};
 use larder_dev::kubeconfig::{self, Identity};
-use larder_dev::larder::{Agent, Provider};
+use larder_dev::larder::{Agent, Listen, Provider};
+use larder_dev::pki::PairFiles;
 use larder_dev::process::{self, Process};
 use larder_dev::{images, manifests, ports, prerequisites, registry, workspace};
 
+use crate::mutual_tls;
 use crate::registry_proxy::RegistryProxy;
 
 /// The registry of the documented Deployments.
@@ -50,6 +52,24 @@ pub struct Options {
     pub small_disk: Option<u64>,
     /// Run kube-proxy, of which a machine can have only one.
     pub kube_proxy: bool,
+    /// Provider and agents speak mutual TLS over TCP, as between hosts.
+    pub mutual_tls: bool,
+}
+
+impl Options {
+    /// One virtual node, and nothing out of the ordinary.
+    #[must_use]
+    pub fn new(tag: char, net: u8) -> Self {
+        Self {
+            tag,
+            net,
+            nodes: 1,
+            agent_flags: Vec::new(),
+            small_disk: None,
+            kube_proxy: false,
+            mutual_tls: false,
+        }
+    }
 }
 
 /// A running cluster.
@@ -95,8 +115,12 @@ impl Cluster {
         if let Some(bytes) = options.small_disk {
             mount_small_disk(folder.path(), bytes)?;
         }
-        let agents: Vec<Agent> = (0..options.nodes).map(|index| agent(folder.path(), &options, index)).collect();
-        let provider = provider(folder.path(), &control_plane, kubeconfig, &agents)?;
+        let mut agents: Vec<Agent> = (0..options.nodes).map(|index| agent(folder.path(), &options, index)).collect();
+        let mut provider = provider(folder.path(), &control_plane, kubeconfig)?;
+        if options.mutual_tls {
+            provider.agent_tls = Some(mutual_tls::between(&folder.path().join("pki"), &mut agents)?);
+        }
+        provider.agents = agents.iter().map(|agent| (agent.node.clone(), agent.endpoint())).collect();
         let cluster = Self { client, registry, control_plane, agents, provider, upstream, folder };
         for index in 0..cluster.agents.len() {
             cluster.start_agent(index)?;
@@ -200,6 +224,12 @@ impl Cluster {
     #[must_use]
     pub fn store(&self, index: usize) -> &Path {
         &self.agents[index].root
+    }
+
+    /// What the provider shows to agents with mutual TLS, and the authority that signed theirs.
+    #[must_use]
+    pub fn agent_tls(&self) -> Option<&(PairFiles, PathBuf)> {
+        self.provider.agent_tls.as_ref()
     }
 
     /// Ends everything. What it forgets, the end of the tests' process namespace ends.
@@ -307,6 +337,7 @@ fn agent(folder: &Path, options: &Options, index: u8) -> Agent {
         log_root: folder.join("logs"),
         pod_cidr: format!("10.{net}.{index}.0/24"),
         cluster_cidr: Some(format!("10.{net}.0.0/16")),
+        listen: Listen::Socket,
         bridge: format!("larder-{tag}{index}"),
         cgroup_parent: format!("larder-e2e-{tag}{index}"),
         registry_config: folder.join("registries"),
@@ -316,14 +347,15 @@ fn agent(folder: &Path, options: &Options, index: u8) -> Agent {
     }
 }
 
-fn provider(folder: &Path, control_plane: &ControlPlane, kubeconfig: PathBuf, agents: &[Agent]) -> Result<Provider> {
+fn provider(folder: &Path, control_plane: &ControlPlane, kubeconfig: PathBuf) -> Result<Provider> {
     let [kubelet, webhook] = ports::free()?;
     let names = [Ipv4Addr::LOCALHOST.to_string()];
     Ok(Provider {
         program: workspace::target().join("release/larder-provider"),
         dir: folder.join("run"),
         kubeconfig,
-        agents: agents.iter().map(|agent| (agent.node.clone(), agent.socket())).collect(),
+        agents: Vec::new(),
+        agent_tls: None,
         node_ip: Ipv4Addr::LOCALHOST.into(),
         listen: format!("127.0.0.1:{kubelet}"),
         serving: Some(control_plane.kubelet_serving_pair("larder", &names)?),

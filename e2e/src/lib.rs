@@ -6,4 +6,5 @@ pub mod isolation;
 pub mod registry_proxy;
 pub mod scene;
 
+mod mutual_tls;
 mod own_image;

@@ -6,7 +6,7 @@ use std::fmt::Debug;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use futures::{StreamExt as _, TryStreamExt as _};
+use futures::{AsyncBufReadExt as _, StreamExt as _, TryStreamExt as _};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{Event, Namespace, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -180,6 +180,27 @@ impl<'c> Scene<'c> {
     /// When the API server or the provider refuses.
     pub async fn logs(&self, pod: &str, params: &LogParams) -> Result<String> {
         self.api::<Pod>().logs(pod, params).await.with_context(|| format!("read the log of {pod}"))
+    }
+
+    /// Follows the log of a pod's only container until a line of it contains a text, and gives that line.
+    ///
+    /// # Errors
+    /// When none does in time, or the log ends before.
+    pub async fn wait_log(&self, pod: &str, text: &str) -> Result<String> {
+        let params = LogParams { follow: true, ..LogParams::default() };
+        let mut lines = self.api::<Pod>().log_stream(pod, &params).await?.lines();
+        let find = async {
+            while let Some(line) = lines.try_next().await? {
+                if line.contains(text) {
+                    return Ok(line);
+                }
+            }
+            bail!("the log of {pod} ended without {text:?}")
+        };
+        match tokio::time::timeout(SOON, find).await {
+            Ok(found) => found,
+            Err(_) => bail!("no line with {text:?} in the log of {pod}\n{}", self.state_of(pod).await),
+        }
     }
 
     /// Waits until a pod has an event with this reason whose message contains a text, and gives its message.

@@ -1,6 +1,7 @@
-//! Up, down, up, down: nothing is left on the machine, and a cluster that is up already is found so within seconds.
+//! `hack/up` and `hack/down` as a person calls them: nothing is left on the machine, a cluster that is up already is found
+//! so within seconds, and a cluster of somebody else is joined and left.
 //!
-//! The only test that uses the ports, bridges and folders of `hack/up` itself, hence alone in its program.
+//! The only tests that use the ports, bridges and folders of `hack/up` itself, hence one at a time in a program of their own.
 
 #![expect(clippy::tests_outside_test_module, reason = "the whole file is one")]
 
@@ -8,9 +9,15 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::api::{Api, ListParams, LogParams};
+use larder_dev::control_plane::{self, ControlPlane};
 use larder_dev::footprint::Footprint;
 use larder_dev::up::layout::{Layout, Settings};
-use larder_dev::workspace;
+use larder_dev::{manifests, workspace};
+use larder_e2e::scene::is_ready;
+use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
 
 /// How long the kernel may take to remove the links of namespaces that are gone.
@@ -18,16 +25,15 @@ const SETTLE: Duration = Duration::from_secs(30);
 /// What "takes seconds" means for a cluster that is up already, on a machine that is busy with nothing else.
 const SECOND_CALL: Duration = Duration::from_secs(20);
 
-fn hack(command: &str, args: &[&str]) -> anyhow::Result<()> {
+/// Held by the test that uses them.
+static MACHINE: Mutex<()> = Mutex::const_new(());
+
+/// Runs a command of `hack/` and gives what it printed.
+fn hack(command: &str, args: &[&str]) -> anyhow::Result<String> {
     let output = Command::new(workspace::root().join("hack").join(command)).args(args).output().context("run hack")?;
-    ensure!(
-        output.status.success(),
-        "hack/{command} {args:?}: {}\n{}\n{}",
-        output.status,
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(())
+    let said = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).join("\n");
+    ensure!(output.status.success(), "hack/{command} {args:?}: {}\n{said}", output.status);
+    Ok(said)
 }
 
 /// Waits until nothing is there that was not there before.
@@ -45,6 +51,7 @@ async fn settled(before: &Footprint) -> anyhow::Result<()> {
 
 #[tokio::test]
 async fn up_and_down_leave_nothing() -> anyhow::Result<()> {
+    let _machine = MACHINE.lock().await;
     let layout = Layout::new(&workspace::state());
     ensure!(Settings::read(&layout).is_none(), "a cluster is up on this machine; run hack/down first");
     let before = Footprint::take()?;
@@ -58,4 +65,48 @@ async fn up_and_down_leave_nothing() -> anyhow::Result<()> {
         settled(&before).await?;
     }
     Ok(())
+}
+
+/// A control plane that `hack/up` knows nothing of, ended however the test ends.
+struct Foreign(ControlPlane);
+
+impl Drop for Foreign {
+    fn drop(&mut self) {
+        // The test has failed or is over; what does not end is seen in the footprint.
+        drop(self.0.stop());
+    }
+}
+
+#[tokio::test]
+async fn a_cluster_that_is_there_is_joined_and_left() -> anyhow::Result<()> {
+    let _machine = MACHINE.lock().await;
+    let folder = tempfile::tempdir().context("make a folder")?;
+    let config = control_plane::Config::new(folder.path(), &workspace::state().join("bin")).on_free_ports()?;
+    let foreign = Foreign(ControlPlane::prepare(config)?);
+    foreign.0.start().await?;
+    let kubeconfig = foreign.0.kubeconfig();
+    let client = manifests::client(&kubeconfig).await?;
+    // Installers of clusters let the API server call kubelets; this control plane leaves it to who uses it.
+    let may_call = std::fs::read_to_string(workspace::root().join("hack/deploy/kubelet-client.yaml"))?;
+    manifests::apply(&client, &may_call, "default").await?;
+    let before = Footprint::take()?;
+    let nodes: Api<Node> = Api::all(client.clone());
+    let pods: Api<Pod> = Api::all(client.clone());
+    let webhooks: Api<MutatingWebhookConfiguration> = Api::all(client.clone());
+
+    let kubeconfig = kubeconfig.to_str().context("the folder's name is text")?;
+    let said = hack("up", &["--kubeconfig", kubeconfig])?;
+    ensure!(!said.contains("!!"), "the API server reaches the provider, but hack/up says:\n{said}");
+    let ready = |pod: &&Pod| is_ready(pod);
+    let sample = pods.list(&ListParams::default().labels("app=nginx")).await?.items;
+    ensure!(sample.iter().filter(ready).count() == 4, "both Deployments run two pods each:\n{said}");
+    let name = sample.iter().find(|pod| pod.metadata.namespace.as_deref() == Some("default"));
+    let name = name.and_then(|pod| pod.metadata.name.clone()).context("a pod of the first Deployment")?;
+    let params = LogParams { container: Some("busybox".into()), ..LogParams::default() };
+    Api::<Pod>::default_namespaced(client.clone()).logs(&name, &params).await.context("read a log")?;
+
+    hack("down", &[])?;
+    ensure!(nodes.list(&ListParams::default()).await?.items.is_empty(), "the virtual node is gone");
+    ensure!(webhooks.list(&ListParams::default()).await?.items.is_empty(), "the webhook is gone");
+    settled(&before).await
 }

@@ -11,6 +11,7 @@ mod network;
 mod node;
 mod registry;
 mod scheduling;
+mod two_nodes;
 mod volumes;
 
 use std::process::ExitCode;
@@ -36,6 +37,7 @@ type Alone = for<'c> fn(&'c mut Cluster) -> BoxFuture<'c, Result<()>>;
 struct Clusters {
     runtime: Runtime,
     shared: OnceCell<Cluster>,
+    pair: OnceCell<Cluster>,
     alone: OnceCell<Mutex<Cluster>>,
 }
 
@@ -67,11 +69,15 @@ fn run() -> ExitCode {
         Ok(runtime) => runtime,
         Err(_) => return ExitCode::FAILURE,
     };
-    let clusters = Arc::new(Clusters { runtime, shared: OnceCell::new(), alone: OnceCell::new() });
+    let clusters = Arc::new(Clusters { runtime, shared: OnceCell::new(), pair: OnceCell::new(), alone: OnceCell::new() });
     let mut trials = Vec::new();
     for (name, test) in shared() {
         let clusters = clusters.clone();
         trials.push(Trial::test(name, move || clusters.run_shared(test)));
+    }
+    for (name, test) in pair() {
+        let clusters = clusters.clone();
+        trials.push(Trial::test(name, move || clusters.run_pair(test)));
     }
     for (name, test) in alone() {
         let clusters = clusters.clone();
@@ -95,6 +101,11 @@ fn shared() -> Vec<(&'static str, Shared)> {
     all
 }
 
+/// Tests of two virtual nodes whose agents are reached over TCP, as if each were a host of its own.
+fn pair() -> Vec<(&'static str, Shared)> {
+    tests!(two_nodes: pods_keep_their_addresses, agents_ask_for_a_certificate)
+}
+
 /// Tests that stop or break parts of the cluster.
 fn alone() -> Vec<(&'static str, Alone)> {
     tests!(disruption: agent_killed, provider_killed, agent_away_shows_on_the_node, api_server_away, disk_full)
@@ -103,23 +114,23 @@ fn alone() -> Vec<(&'static str, Alone)> {
 impl Clusters {
     fn run_shared(&self, test: Shared) -> Result<(), Failed> {
         self.runtime.block_on(async {
-            let options =
-                Options { tag: 's', net: 201, nodes: 1, agent_flags: Vec::new(), small_disk: None, kube_proxy: true };
+            let options = Options { kube_proxy: true, ..Options::new('s', 201) };
             let cluster = self.shared.get_or_try_init(|| Cluster::start(options)).await.map_err(failed)?;
+            limited(test(cluster)).await.map_err(failed)
+        })
+    }
+
+    fn run_pair(&self, test: Shared) -> Result<(), Failed> {
+        self.runtime.block_on(async {
+            let options = Options { nodes: 2, mutual_tls: true, ..Options::new('p', 203) };
+            let cluster = self.pair.get_or_try_init(|| Cluster::start(options)).await.map_err(failed)?;
             limited(test(cluster)).await.map_err(failed)
         })
     }
 
     fn run_alone(&self, test: Alone) -> Result<(), Failed> {
         self.runtime.block_on(async {
-            let options = Options {
-                tag: 'a',
-                net: 202,
-                nodes: 1,
-                agent_flags: Vec::new(),
-                small_disk: Some(512 << 20),
-                kube_proxy: false,
-            };
+            let options = Options { small_disk: Some(512 << 20), ..Options::new('a', 202) };
             let start = async { Cluster::start(options).await.map(Mutex::new) };
             let cluster = self.alone.get_or_try_init(|| start).await.map_err(failed)?;
             let mut cluster = cluster.lock().await;

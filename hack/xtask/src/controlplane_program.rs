@@ -2,14 +2,15 @@
 //! sources and of Go's version is the one it was built from.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail, ensure};
 use sha2::{Digest, Sha256};
 
-use crate::workspace;
+use crate::{console, workspace};
 
 /// The Kubernetes version that `hack/controlplane/go.mod` names, as the components report it.
 const KUBERNETES: [&str; 3] = ["1", "37", "2"];
@@ -45,21 +46,37 @@ pub fn build(folder: &Path) -> anyhow::Result<()> {
     let stamp = stamp()?;
     if !is_current(folder)? {
         let fresh = folder.join(format!("{PROGRAM}.new"));
-        let status = Command::new("go")
+        let mut build = Command::new("go")
             .args(["build", "-trimpath", "-ldflags", &link_flags(), "-o"])
             .arg(&fresh)
             .arg(".")
             .current_dir(sources())
             .env("CGO_ENABLED", "0")
             .env("GOFLAGS", "-mod=readonly")
-            .status()
+            .stderr(Stdio::piped())
+            .spawn()
             .context("run go")?;
+        if let Some(messages) = build.stderr.take() {
+            show_messages(messages).context("read what go says")?;
+        }
+        let status = build.wait().context("wait for go")?;
         ensure!(status.success(), "building the control plane: {status}");
         // Renamed, not written over: the old one may be running.
         fs::rename(&fresh, folder.join(PROGRAM)).context("put the program in place")?;
         fs::write(folder.join(STAMP), stamp).context("write the stamp")?;
     }
     COMPONENTS.iter().try_for_each(|component| link(folder, component))
+}
+
+/// Shows what Go says, but for the line that it writes for each of two hundred modules that it fetches.
+fn show_messages(messages: impl Read) -> std::io::Result<()> {
+    for line in BufReader::new(messages).lines() {
+        let line = line?;
+        if !line.starts_with("go: downloading ") {
+            console::note(&line);
+        }
+    }
+    Ok(())
 }
 
 fn link(folder: &Path, component: &str) -> anyhow::Result<()> {

@@ -1,6 +1,6 @@
 //! Starts Larder's own two processes the way a service manager would: with flags, as programs, never in process.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,6 +9,22 @@ use crate::process::{self, Process, Spec};
 
 /// How long a process of ours gets to drain.
 const GRACE: Duration = Duration::from_secs(20);
+
+/// Where the provider reaches an agent.
+#[derive(Debug, Clone)]
+pub enum Listen {
+    /// A socket in its run folder: agent and provider on one host.
+    Socket,
+    /// TCP with mutual TLS: the provider on another host.
+    MutualTls {
+        /// Address and port.
+        address: SocketAddr,
+        /// The agent's certificate.
+        serving: PairFiles,
+        /// Who signs the provider's.
+        client_authority: PathBuf,
+    },
+}
 
 /// One agent: its folders and its network.
 #[derive(Debug, Clone)]
@@ -29,6 +45,8 @@ pub struct Agent {
     pub pod_cidr: String,
     /// Addresses of all pods of the cluster, which are reached without address translation; its own alone when absent.
     pub cluster_cidr: Option<String>,
+    /// Where it listens.
+    pub listen: Listen,
     /// Its bridge; at most 15 bytes.
     pub bridge: String,
     /// Its cgroup, below which each pod has its own.
@@ -52,8 +70,11 @@ impl Agent {
 
     /// Where the provider reaches it.
     #[must_use]
-    pub fn socket(&self) -> PathBuf {
-        self.run_dir.join("agent.sock")
+    pub fn endpoint(&self) -> String {
+        match &self.listen {
+            Listen::Socket => format!("unix://{}", self.run_dir.join("agent.sock").display()),
+            Listen::MutualTls { address, .. } => format!("https://{address}"),
+        }
     }
 
     /// Its command line.
@@ -63,11 +84,17 @@ impl Agent {
             .flag("--root", self.root.display())
             .flag("--run-dir", self.run_dir.display())
             .flag("--log-root", self.log_root.display())
-            .flag("--listen", format!("unix://{}", self.socket().display()))
+            .flag("--listen", self.endpoint())
             .flag("--pod-cidr", &self.pod_cidr)
             .flag("--bridge", &self.bridge)
             .flag("--cgroup-parent", &self.cgroup_parent)
             .flag("--registry-config", self.registry_config.display());
+        if let Listen::MutualTls { serving, client_authority, .. } = &self.listen {
+            spec = spec
+                .flag("--tls-cert", serving.certificate.display())
+                .flag("--tls-key", serving.key.display())
+                .flag("--tls-client-ca", client_authority.display());
+        }
         if let Some(cidr) = &self.cluster_cidr {
             spec = spec.flag("--cluster-cidr", cidr);
         }
@@ -97,8 +124,10 @@ pub struct Provider {
     pub dir: PathBuf,
     /// Who it is to the API server.
     pub kubeconfig: PathBuf,
-    /// Virtual nodes: each one's name and its agent's socket.
-    pub agents: Vec<(String, PathBuf)>,
+    /// Virtual nodes: each one's name and its agent's [endpoint](Agent::endpoint).
+    pub agents: Vec<(String, String)>,
+    /// What it shows to agents with mutual TLS, and who signs theirs.
+    pub agent_tls: Option<(PairFiles, PathBuf)>,
     /// The address that the API server reaches it at.
     pub node_ip: IpAddr,
     /// Where the kubelet API listens, `ADDRESS:PORT`.
@@ -129,8 +158,14 @@ impl Provider {
             .flag("--node-ip", self.node_ip)
             .flag("--listen", &self.listen)
             .flag("--webhook-listen", &self.webhook_listen);
-        for (node, socket) in &self.agents {
-            spec = spec.flag("--agent", format!("{node}=unix://{}", socket.display()));
+        for (node, endpoint) in &self.agents {
+            spec = spec.flag("--agent", format!("{node}={endpoint}"));
+        }
+        if let Some((pair, authority)) = &self.agent_tls {
+            spec = spec
+                .flag("--agent-tls-cert", pair.certificate.display())
+                .flag("--agent-tls-key", pair.key.display())
+                .flag("--agent-tls-ca", authority.display());
         }
         if let Some(pair) = &self.serving {
             spec = spec.flag("--tls-cert-file", pair.certificate.display());

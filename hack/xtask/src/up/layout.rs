@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
-use crate::larder::Agent;
+use crate::larder::{Agent, Listen};
 use crate::workspace;
 
 /// The registry whose images come from the local one, so that the documented manifests run to the letter.
@@ -104,6 +104,7 @@ impl Layout {
             log_root: PathBuf::from("/var/log/pods"),
             pod_cidr: format!("10.244.{index}.0/24"),
             cluster_cidr: Some("10.244.0.0/16".to_owned()),
+            listen: Listen::Socket,
             bridge: format!("larder{index}"),
             cgroup_parent: format!("larder-{index}"),
             registry_config: self.registries(),
