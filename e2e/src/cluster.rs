@@ -60,15 +60,7 @@ impl Options {
     /// One virtual node, and nothing out of the ordinary.
     #[must_use]
     pub fn new(tag: char, net: u8) -> Self {
-        Self {
-            tag,
-            net,
-            nodes: 1,
-            agent_flags: Vec::new(),
-            small_disk: None,
-            kube_proxy: false,
-            mutual_tls: false,
-        }
+        Self { tag, net, nodes: 1, agent_flags: Vec::new(), small_disk: None, kube_proxy: false, mutual_tls: false }
     }
 }
 

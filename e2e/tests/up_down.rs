@@ -67,12 +67,15 @@ async fn up_and_down_leave_nothing() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A control plane that `hack/up` knows nothing of, ended however the test ends.
+/// A control plane that `hack/up` knows nothing of, left and ended however the test ends.
 struct Foreign(ControlPlane);
 
 impl Drop for Foreign {
     fn drop(&mut self) {
-        // The test has failed or is over; what does not end is seen in the footprint.
+        // The test has failed or is over: what went wrong has been said, and what stays is seen by the next test.
+        if Settings::read(&Layout::new(&workspace::state())).is_some() {
+            drop(hack("down", &[]));
+        }
         drop(self.0.stop());
     }
 }
@@ -108,5 +111,11 @@ async fn a_cluster_that_is_there_is_joined_and_left() -> anyhow::Result<()> {
     hack("down", &[])?;
     ensure!(nodes.list(&ListParams::default()).await?.items.is_empty(), "the virtual node is gone");
     ensure!(webhooks.list(&ListParams::default()).await?.items.is_empty(), "the webhook is gone");
+    settled(&before).await?;
+
+    hack("up", &["--kubeconfig", kubeconfig, "--empty"])?;
+    foreign.0.stop()?;
+    let said = hack("down", &[])?;
+    ensure!(said.contains("does not answer"), "hack/down says that objects stay in a cluster that is away:\n{said}");
     settled(&before).await
 }

@@ -69,7 +69,8 @@ fn run() -> ExitCode {
         Ok(runtime) => runtime,
         Err(_) => return ExitCode::FAILURE,
     };
-    let clusters = Arc::new(Clusters { runtime, shared: OnceCell::new(), pair: OnceCell::new(), alone: OnceCell::new() });
+    let clusters =
+        Arc::new(Clusters { runtime, shared: OnceCell::new(), pair: OnceCell::new(), alone: OnceCell::new() });
     let mut trials = Vec::new();
     for (name, test) in shared() {
         let clusters = clusters.clone();

@@ -72,8 +72,16 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let layout = Layout::new(&workspace::state());
     let settings = Settings::read(&layout);
     if let Some(settings) = &settings {
-        if settings.external.is_some() {
-            step("remove our objects from the cluster", leave(&layout, settings)).await?;
+        // A cluster that is gone for good must not keep this machine from being cleared.
+        if let Some(file) = &settings.external
+            && let Err(err) = step("remove our objects from the cluster", leave(&layout, settings)).await
+        {
+            note(&format!(
+                "!! {}\n!! so the cluster of {} may still have our nodes, the namespace larder-system, the webhook vk-webhook and \
+                 the ClusterRole larder-provider; where it is still there, remove them with kubectl",
+                manifests::cause(&err),
+                file.display()
+            ));
         }
         let (layout, settings) = (layout.clone(), settings.clone());
         blocking_step("end processes and containers", move || end(&layout, &settings)).await?;
@@ -114,6 +122,7 @@ fn end(layout: &Layout, settings: &Settings) -> anyhow::Result<()> {
 /// a Deployment and a namespace that only have the names of the sample's.
 async fn leave(layout: &Layout, settings: &Settings) -> anyhow::Result<()> {
     let client = manifests::client(&layout.kubeconfig()).await?;
+    client.apiserver_version().await.context("the API server does not answer")?;
     for (name, namespace) in [("sample/pinned.yaml", sample::PINNED), ("sample/automatic.yaml", "default")] {
         manifests::delete_own(&client, &read(name)?, namespace, manifests::MANAGER).await?;
     }

@@ -50,6 +50,15 @@ pub async fn apply(client: &Client, text: &str, namespace: &str) -> anyhow::Resu
     Ok(())
 }
 
+/// What went wrong in a line: of an API server's refusal its message alone.
+#[must_use]
+pub fn cause(error: &anyhow::Error) -> String {
+    match error.downcast_ref::<kube::Error>() {
+        Some(kube::Error::Api(status)) => status.message.clone(),
+        _ => format!("{error:#}"),
+    }
+}
+
 /// Creates every object of a text that is not there; one that is stays as its owner made it.
 ///
 /// # Errors
@@ -76,8 +85,9 @@ pub async fn create_missing(client: &Client, text: &str, namespace: &str) -> any
 /// When the API server refuses.
 pub async fn delete(client: &Client, text: &str, namespace: &str) -> anyhow::Result<()> {
     for object in parse(text)?.into_iter().rev() {
-        let Ok(api) = api(client, &object, namespace).await else { continue };
-        delete_one(&api, &object.name_any()).await?;
+        if let Some(api) = served(client, &object, namespace).await? {
+            delete_one(&api, &object.name_any()).await?;
+        }
     }
     Ok(())
 }
@@ -89,7 +99,7 @@ pub async fn delete(client: &Client, text: &str, namespace: &str) -> anyhow::Res
 pub async fn delete_own(client: &Client, text: &str, namespace: &str, manager: &str) -> anyhow::Result<()> {
     for object in parse(text)?.into_iter().rev() {
         let name = object.name_any();
-        let Ok(api) = api(client, &object, namespace).await else { continue };
+        let Some(api) = served(client, &object, namespace).await? else { continue };
         let there = api.get_metadata_opt(&name).await.with_context(|| format!("read {name}"))?;
         if there.is_some_and(|there| is_managed_by(&there.metadata, manager)) {
             delete_one(&api, &name).await?;
@@ -108,6 +118,22 @@ async fn delete_one(api: &Api<DynamicObject>, name: &str) -> anyhow::Result<()> 
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
         Err(err) => Err(err).with_context(|| format!("delete {name}")),
+    }
+}
+
+/// The same; none when the API server knows no such kind, hence has no such object.
+async fn served(
+    client: &Client,
+    object: &DynamicObject,
+    namespace: &str,
+) -> anyhow::Result<Option<Api<DynamicObject>>> {
+    match api(client, object, namespace).await {
+        Ok(api) => Ok(Some(api)),
+        Err(err) => match err.downcast_ref::<kube::Error>() {
+            Some(kube::Error::Discovery(_)) => Ok(None),
+            Some(kube::Error::Api(status)) if status.code == 404 => Ok(None),
+            _ => Err(err),
+        },
     }
 }
 

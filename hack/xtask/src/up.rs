@@ -68,9 +68,8 @@ async fn settings(layout: &Layout, args: &Args) -> anyhow::Result<Settings> {
     };
     let node_ip = match (args.node_ip, &external) {
         (Some(address), _) => address,
-        (None, Some(file)) => layout::own_address(&cluster::server_address(file).await?),
-        // Any address beyond this machine will do; this one is for documentation (RFC 5737).
-        (None, None) => layout::own_address("192.0.2.1:9"),
+        (None, Some(file)) => layout::own_address(Some(&cluster::server_address(file).await?)),
+        (None, None) => layout::own_address(None),
     };
     let wanted = Settings::new(args.nodes, external, node_ip)?;
     let Some(running) = Settings::read(layout) else { return Ok(wanted) };

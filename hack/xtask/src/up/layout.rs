@@ -161,8 +161,19 @@ impl Settings {
 /// Whether the kernel forwards packets; the agents turn it on.
 pub const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
 
-/// The address that this machine would reach that one from, `HOST:PORT`; loopback where it would not.
-pub(super) fn own_address(towards: &str) -> Ipv4Addr {
+/// Any address beyond this machine; this one is for documentation (RFC 5737).
+const ELSEWHERE: &str = "192.0.2.1:9";
+
+/// The address that an API server reaches this machine at: the one this machine would reach it from, `HOST:PORT`. One that
+/// is on this machine, or in a container of it behind a published port, does not take a node at a loopback address ("address
+/// not allowed"); for it, and where no server is named, the one this machine reaches others from. Loopback where there is none.
+pub(super) fn own_address(server: Option<&str>) -> Ipv4Addr {
+    let towards = server.map_or(Ipv4Addr::LOCALHOST, route_to);
+    if towards.is_loopback() { route_to(ELSEWHERE) } else { towards }
+}
+
+/// The address that this machine would reach that one from; loopback where it would not.
+fn route_to(towards: &str) -> Ipv4Addr {
     // Connecting a UDP socket only looks up the route, nothing is sent.
     let address = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).and_then(|socket| {
         socket.connect(towards)?;
@@ -188,6 +199,11 @@ mod tests {
         assert_ne!(first.pod_cidr, second.pod_cidr);
         assert_ne!(first.cgroup_parent, second.cgroup_parent);
         assert_ne!(first.node, second.node);
+    }
+
+    #[test]
+    fn an_api_server_on_this_machine_is_not_given_a_loopback_address() {
+        assert_eq!(own_address(Some("127.0.0.1:6443")), own_address(None));
     }
 
     #[test]

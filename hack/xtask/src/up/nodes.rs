@@ -14,6 +14,7 @@ use super::layout::{Layout, Settings};
 use crate::console::{note, step};
 use crate::control_plane::kube_proxy;
 use crate::larder::{Agent, Provider};
+use crate::manifests;
 use crate::process::Process;
 
 /// How long the webhook may take to be called after the nodes are Ready.
@@ -131,7 +132,7 @@ async fn check_reached(settings: &Settings, cluster: &Cluster, node: &str) {
 fn failure<T>(result: Result<anyhow::Result<T>, tokio::time::error::Elapsed>) -> Option<String> {
     match result {
         Ok(Ok(_)) => None,
-        Ok(Err(err)) => Some(format!("{err:#}")),
+        Ok(Err(err)) => Some(manifests::cause(&err)),
         Err(_) => Some("no answer in 15 s".to_owned()),
     }
 }
