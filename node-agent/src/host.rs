@@ -9,4 +9,5 @@ pub mod namespace;
 pub mod netlink;
 pub mod overlay;
 pub mod process;
+pub mod removal;
 pub mod writeback;

@@ -14,6 +14,8 @@ use rustix::{
     thread::{LinkNameSpaceType, UnshareFlags},
 };
 
+use super::removal;
+
 /// A kind of namespace that a pod has for itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -97,10 +99,7 @@ pub fn is_pinned(path: &Path) -> bool {
 /// When the kernel refuses.
 pub fn unpin(path: &Path) -> io::Result<()> {
     unmount(path)?;
-    match std::fs::remove_file(path) {
-        Err(err) if err.kind() != io::ErrorKind::NotFound => Err(err),
-        Ok(()) | Err(_) => Ok(()),
-    }
+    removal::remove_file(path)
 }
 
 /// Makes `folder` a mount of its own whose mounts and unmounts reach the mount namespaces made from ours. Without it, a

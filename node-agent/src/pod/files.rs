@@ -19,7 +19,7 @@ use super::{
     volume::{self, PodFolders, VolumeError, Volumes},
     wish::PodWish,
 };
-use crate::runtime::BindMount;
+use crate::{host::removal, runtime::BindMount};
 
 /// Where the host says how it resolves names.
 const HOST_RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -119,7 +119,8 @@ impl PodFiles for HostFiles {
     fn tear_down(&self, uid: &str) -> Result<(), FilesError> {
         let folders = self.folders(uid);
         volume::tear_down(&folders)?;
-        remove_folder(&folders.memory.join("etc"))
+        let own = folders.memory.join("etc");
+        removal::remove_folder(&own).map_err(|source| FilesError::Io { action: "remove", path: own, source })
     }
 
     fn last_message(&self, uid: &str, container: &str, attempt: u32) -> String {
@@ -205,13 +206,4 @@ fn write_once(path: &Path, content: &[u8], mode: u32) -> Result<(), FilesError> 
     let mode = fs::Permissions::from_mode(mode);
     fs::set_permissions(&unfinished, mode).map_err(|source| error("set the mode of", source))?;
     fs::rename(&unfinished, path).map_err(|source| error("write", source))
-}
-
-fn remove_folder(path: &Path) -> Result<(), FilesError> {
-    match fs::remove_dir_all(path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            Err(FilesError::Io { action: "remove", path: path.to_owned(), source })
-        }
-        Ok(()) | Err(_) => Ok(()),
-    }
 }

@@ -24,6 +24,7 @@ use super::{
     lifecycle::{Node, Stage},
     wish::PodWish,
 };
+use crate::host::removal;
 
 const WISH_FILE: &str = "pod.json";
 const STATE_FILE: &str = "state.json";
@@ -148,12 +149,7 @@ impl Ledger {
     /// When the host refuses.
     pub fn remove(&self, uid: &str) -> Result<(), LedgerError> {
         let folder = self.folder.join(uid);
-        match fs::remove_dir_all(&folder) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(LedgerError::Io { action: "remove", path: folder, source })
-            }
-            Ok(()) | Err(_) => Ok(()),
-        }
+        removal::remove_folder(&folder).map_err(io_error("remove", &folder))
     }
 }
 

@@ -21,7 +21,10 @@ use super::{
     objects::PodObjects,
     quantity::{ParseQuantityError, Quantity},
 };
-use crate::{host::namespace, runtime::BindMount};
+use crate::{
+    host::{namespace, removal},
+    runtime::BindMount,
+};
 
 mod atomic;
 mod payload;
@@ -127,12 +130,7 @@ pub fn tear_down(folders: &PodFolders) -> Result<(), VolumeError> {
         namespace::unmount(&path).map_err(io_error("unmount", &path))?;
     }
     for path in [in_memory, folders.disk.clone()] {
-        match fs::remove_dir_all(&path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                return Err(VolumeError::Io { action: "remove folder", path, source });
-            }
-            Ok(()) | Err(_) => {}
-        }
+        removal::remove_folder(&path).map_err(io_error("remove folder", &path))?;
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 
 use super::record::ContainerDirs;
 use crate::host::overlay::{Overlay, mount_overlay, unmount_tree};
+use crate::host::removal;
 
 /// The longest passwd or group file of an image that is looked at, in bytes.
 const MAX_ACCOUNT_FILE: u64 = 1024 * 1024;
@@ -25,10 +26,7 @@ pub(super) fn remove(dirs: &ContainerDirs) -> io::Result<()> {
     // Never descend into a directory that may still be a mount of somebody's data.
     unmount_tree(&dirs.rootfs())?;
     for dir in [&dirs.writable, &dirs.run] {
-        match fs::remove_dir_all(dir) {
-            Err(err) if err.kind() != io::ErrorKind::NotFound => return Err(err),
-            _ => {}
-        }
+        removal::remove_folder(dir)?;
     }
     Ok(())
 }

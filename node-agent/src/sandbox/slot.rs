@@ -16,6 +16,7 @@ use super::{PodNamespaces, Sandbox, SandboxSpec, ipam::PodCidr};
 use crate::host::{
     namespace::{self, Kind},
     netlink::{self, Ipv4Net, PodLink},
+    removal,
 };
 
 /// Size of a pod's `/dev/shm`, the container runtimes' usual one.
@@ -112,20 +113,10 @@ impl Slot {
 /// Removes a slot's folder, whole or not.
 pub(super) fn remove_folder(folder: &Path) -> io::Result<()> {
     // First, so that a half-removed slot is never taken for a whole one.
-    remove_if_there(&folder.join(RECORD))?;
+    removal::remove_file(&folder.join(RECORD))?;
     for kind in Kind::ALL {
         namespace::unpin(&folder.join(kind.file_name()))?;
     }
     namespace::unmount(&folder.join("shm"))?;
-    match fs::remove_dir_all(folder) {
-        Err(err) if err.kind() != io::ErrorKind::NotFound => Err(err),
-        Ok(()) | Err(_) => Ok(()),
-    }
-}
-
-fn remove_if_there(file: &Path) -> io::Result<()> {
-    match fs::remove_file(file) {
-        Err(err) if err.kind() != io::ErrorKind::NotFound => Err(err),
-        Ok(()) | Err(_) => Ok(()),
-    }
+    removal::remove_folder(folder)
 }

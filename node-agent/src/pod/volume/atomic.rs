@@ -12,6 +12,7 @@ use std::{
 };
 
 use super::payload::{Payload, PayloadFile};
+use crate::host::removal;
 
 const CURRENT: &str = "..data";
 
@@ -24,17 +25,15 @@ pub(super) fn write(folder: &Path, payload: &Payload, fs_group: Option<u32>) -> 
     }
     let name = format!("..{}", next_number(old.as_deref()));
     let new = folder.join(&name);
-    if new.exists() {
-        // Left by a life that ended in here.
-        fs::remove_dir_all(&new)?;
-    }
+    // Left by a life that ended in here.
+    removal::remove_folder(&new)?;
     fs::DirBuilder::new().mode(0o755).create(&new)?;
     give_to_group(&new, fs_group)?;
     for (path, file) in &payload.files {
         write_file(&new, path, file, fs_group)?;
     }
     let link = folder.join("..data_tmp");
-    remove_if_there(&link)?;
+    removal::remove_file(&link)?;
     symlink(&name, &link)?;
     fs::rename(&link, &current)?;
     link_paths(folder, payload)?;
@@ -120,11 +119,4 @@ fn link_paths(folder: &Path, payload: &Payload) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-fn remove_if_there(file: &Path) -> io::Result<()> {
-    match fs::remove_file(file) {
-        Err(err) if err.kind() != io::ErrorKind::NotFound => Err(err),
-        Ok(()) | Err(_) => Ok(()),
-    }
 }

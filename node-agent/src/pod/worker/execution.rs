@@ -16,6 +16,7 @@ use super::{
 use crate::{
     chain::Chain,
     digest::Digest,
+    host::removal,
     image::{EnsureImage, EnsureImageError, ImageProgress, PresentImage},
     pod::{
         container_spec::{self, Parts},
@@ -254,11 +255,8 @@ impl Worker {
         let (uid, logs) =
             (self.identity.uid.clone(), container_spec::log_folder(&host.settings.log_root, &self.identity));
         self.tasks.spawn_blocking(move || {
-            match std::fs::remove_dir_all(&logs) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return failed(Event::ForgetFailed, &error);
-                }
-                Ok(()) | Err(_) => {}
+            if let Err(error) = removal::remove_folder(&logs) {
+                return failed(Event::ForgetFailed, &error);
             }
             // The record goes last: as long as it is there, a restarted agent takes up the removal.
             match host.parts.ledger.remove(&uid) {
