@@ -2,10 +2,15 @@
 //!
 //! Pure: no I/O, no clock, no randomness.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 
-use super::{Cause, ContainerKind, Image, KILL_AGAIN_AFTER, LEAST_GRACE, Machine, Part, Phase, Stage, Step, Then};
+use super::{Cause, ContainerKind, Image, LEAST_GRACE, Machine, Part, Phase, Stage, Step, Then};
 use crate::{pod::restart, runtime::Signal};
+
+/// A kill that did not end a process is sent again after this time.
+const KILL_AGAIN_AFTER: Duration = Duration::from_secs(10);
 
 impl Machine {
     /// Begins what is due: the returned steps are marked as under way in the state.
@@ -32,7 +37,7 @@ impl Machine {
         let mut due: Vec<Timestamp> = Vec::new();
         match self.stage {
             Stage::Active => {
-                due.extend([&self.sandbox, &self.volumes].into_iter().filter_map(make_due));
+                due.extend([&self.sandbox, &self.volumes].into_iter().filter_map(Part::make_due));
                 due.extend(self.plan.deadline);
                 due.extend(self.nodes.iter().filter_map(|node| node_due(&node.phase).or(node.replaced)));
                 due.extend(
@@ -44,7 +49,7 @@ impl Machine {
             Stage::Stopping { kill_at, .. } => due.push(kill_at),
             Stage::Terminal(_) | Stage::Removing => {
                 let parts = [&self.sandbox, &self.volumes, &self.remains, &self.record];
-                due.extend(parts.into_iter().filter_map(release_due));
+                due.extend(parts.into_iter().filter_map(Part::release_due));
             }
             Stage::Gone => {}
         }
@@ -58,8 +63,8 @@ impl Machine {
             steps.extend(self.stop(kill_at, Then::Keep(Cause::DeadlineExceeded)));
             return;
         }
-        make_when_due(&mut self.sandbox, now, Step::MakeSandbox, steps);
-        make_when_due(&mut self.volumes, now, Step::SetUpVolumes, steps);
+        self.sandbox.make_when_due(now, Step::MakeSandbox, steps);
+        self.volumes.make_when_due(now, Step::SetUpVolumes, steps);
         self.end_waits(now, steps);
         self.end_replaced(now, steps);
         self.ensure_images(now, steps);
@@ -216,78 +221,22 @@ impl Machine {
 
     /// Gives everything back but record and logs.
     fn release(&mut self, now: Timestamp, steps: &mut Vec<Step>) {
-        release_when_due(&mut self.remains, now, Step::RemoveContainers, steps);
+        self.remains.release_when_due(now, Step::RemoveContainers, steps);
         // Mounts of the containers hold the volumes, and their processes the network.
         if self.remains == Part::Released {
-            release_when_due(&mut self.sandbox, now, Step::ReleaseSandbox, steps);
-            release_when_due(&mut self.volumes, now, Step::ReleaseVolumes, steps);
+            self.sandbox.release_when_due(now, Step::ReleaseSandbox, steps);
+            self.volumes.release_when_due(now, Step::ReleaseVolumes, steps);
         }
     }
 
     fn advance_removing(&mut self, now: Timestamp, steps: &mut Vec<Step>) {
         self.release(now, steps);
         if self.sandbox == Part::Released && self.volumes == Part::Released {
-            release_when_due(&mut self.record, now, Step::Forget, steps);
+            self.record.release_when_due(now, Step::Forget, steps);
         }
         if self.record == Part::Released {
             self.stage = Stage::Gone;
         }
-    }
-}
-
-fn make_when_due(part: &mut Part, now: Timestamp, step: Step, steps: &mut Vec<Step>) {
-    let due = match part {
-        Part::Absent => true,
-        Part::MakeFailed(retry) => retry.at <= now,
-        Part::Making { .. }
-        | Part::Ready
-        | Part::Updating { .. }
-        | Part::Releasing
-        | Part::ReleaseFailed(_)
-        | Part::Released => false,
-    };
-    if due {
-        *part = Part::Making { again: false };
-        steps.push(step);
-    }
-}
-
-fn release_when_due(part: &mut Part, now: Timestamp, step: Step, steps: &mut Vec<Step>) {
-    let due = match part {
-        // What was never made here may have been made by an earlier life of this process.
-        Part::Absent | Part::Ready | Part::MakeFailed(_) => true,
-        Part::ReleaseFailed(retry) => retry.at <= now,
-        Part::Making { .. } | Part::Updating { .. } | Part::Releasing | Part::Released => false,
-    };
-    if due {
-        *part = Part::Releasing;
-        steps.push(step);
-    }
-}
-
-fn make_due(part: &Part) -> Option<Timestamp> {
-    match part {
-        Part::MakeFailed(retry) => Some(retry.at),
-        Part::Absent
-        | Part::Making { .. }
-        | Part::Ready
-        | Part::Updating { .. }
-        | Part::Releasing
-        | Part::ReleaseFailed(_)
-        | Part::Released => None,
-    }
-}
-
-fn release_due(part: &Part) -> Option<Timestamp> {
-    match part {
-        Part::ReleaseFailed(retry) => Some(retry.at),
-        Part::Absent
-        | Part::Making { .. }
-        | Part::MakeFailed(_)
-        | Part::Ready
-        | Part::Updating { .. }
-        | Part::Releasing
-        | Part::Released => None,
     }
 }
 

@@ -1,6 +1,10 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::{
+    pod::restart::RestartPolicy,
+    runtime::{ContainerExit, Signal},
+};
 
 fn at(second: i64) -> Timestamp {
     Timestamp::from_second(1_700_000_000 + second).unwrap()
