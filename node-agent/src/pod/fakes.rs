@@ -51,6 +51,10 @@ struct State {
     sandboxes: HashMap<String, Sandbox>,
     /// Containers whose processes do not end when they are asked to.
     deaf: bool,
+    /// The next start is a fault of ours.
+    panics: bool,
+    /// How often the containers cannot be listed.
+    failing_lists: usize,
 }
 
 /// What a pull comes to.
@@ -91,6 +95,14 @@ impl FakeHost {
 
     pub(crate) fn next_volumes_fail(&self, why: &str) {
         self.state.lock().unwrap().volumes.push_back(why.to_owned());
+    }
+
+    pub(crate) fn next_start_panics(&self) {
+        self.state.lock().unwrap().panics = true;
+    }
+
+    pub(crate) fn fail_lists(&self, times: usize) {
+        self.state.lock().unwrap().failing_lists = times;
     }
 
     pub(crate) fn be_deaf(&self) {
@@ -269,6 +281,8 @@ impl Runtime for FakeHost {
         annotations: BTreeMap<String, String>,
     ) -> Result<Container, RuntimeError> {
         self.note(format!("start {} {}", spec.name, spec.attempt));
+        let panics = std::mem::take(&mut self.state.lock().unwrap().panics);
+        assert!(!panics, "as the test wants it");
         let (sender, state) = watch::channel(ContainerState::Starting);
         let container = Container {
             id: spec.id.clone(),
@@ -303,7 +317,14 @@ impl Runtime for FakeHost {
     }
 
     async fn list(&self) -> Result<Vec<Container>, RuntimeError> {
-        Ok(self.state.lock().unwrap().containers.values().map(|(container, _)| container.clone()).collect())
+        self.note("list containers".to_owned());
+        let mut state = self.state.lock().unwrap();
+        if let Some(left) = state.failing_lists.checked_sub(1) {
+            state.failing_lists = left;
+            let source = std::io::Error::other("as the test wants it");
+            return Err(RuntimeError::Io { action: "list", path: "/run/containers".into(), source });
+        }
+        Ok(state.containers.values().map(|(container, _)| container.clone()).collect())
     }
 }
 

@@ -4,54 +4,46 @@
 //! What must survive the agent is on record before a step that relies on it is taken: the end of a run before its container
 //! is removed, a generation before it is told.
 
-pub(crate) mod execution;
+mod execution;
 mod outcome;
+mod renewal;
+mod start;
+mod telling;
 mod timing;
 
 use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::PodStatus;
-use tokio::{
-    sync::{mpsc, oneshot},
-    task::JoinSet,
-    time::Instant,
-};
+use tokio::{sync::mpsc, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use self::{outcome::Outcome, timing::Timing};
 use super::{
     adoption::{self, Seen},
-    events::{self, Notice, PodEvent},
+    events,
     files::ReadyFiles,
     host::Host,
-    ledger::{Entry, LedgerError, Record},
-    lifecycle::{ContainerKind, Event, Image, Machine, Part, Stage, Step},
-    publisher::PodSnapshot,
-    restart, status,
-    wish::{self, ImageWish, PodWish},
+    ledger::{Entry, Record},
+    lifecycle::{Event, Machine, Part, Stage, Step},
+    provenance,
+    request::{Request, RequestError},
+    restart,
+    survivors::Found,
+    wish::{ImageWish, PodWish},
 };
 use crate::{
     chain::Chain,
-    image::{PresentImage, PullPolicy},
+    image::PresentImage,
     runtime::{Container, ContainerId, ContainerState, PodIdentity},
     sandbox::Sandbox,
 };
 
 /// How long a status is held back while a start is under way that will change it again.
 const SETTLE_FOR: Duration = Duration::from_millis(200);
-/// How many requests and notes wait for a worker at most.
-const QUEUE_LENGTH: usize = 16;
-
-/// What a worker is asked.
-#[derive(Debug)]
-pub(crate) enum Request {
-    /// A newer wish for the pod. Answered when it is on record.
-    Run { wish: Box<PodWish>, reply: oneshot::Sender<Result<(), LedgerError>> },
-    /// The pod is to end.
-    Stop { grace: Option<Duration> },
-}
+/// How many notes of steps wait for a worker at most.
+const NOTES_LENGTH: usize = 16;
 
 /// A pod and everything that is held for it.
 #[derive(Debug)]
@@ -88,19 +80,6 @@ pub(crate) struct Worker {
     cancel_images: CancellationToken,
     cancel_starts: CancellationToken,
     timing: Timing,
-    /// How long to wait before anything is done.
-    delay: Duration,
-}
-
-/// A container of an earlier life.
-#[derive(Debug)]
-pub(crate) struct Found {
-    /// The container.
-    pub(crate) container: Container,
-    /// Where it stood when it was found; with its last words, if it had ended.
-    pub(crate) state: ContainerState,
-    /// What it runs on, held so that it does not go away below it; none when it has ended, or cannot be found.
-    pub(crate) image: Option<PresentImage>,
 }
 
 /// How a worker has ended.
@@ -112,14 +91,6 @@ pub(crate) enum End {
     LetGo,
     /// The outcome of a step is not known: begin again from the record.
     Lost,
-}
-
-/// The asking side of a worker.
-pub(crate) type Queue = mpsc::Sender<Request>;
-
-/// A queue for a worker.
-pub(crate) fn queue() -> (Queue, mpsc::Receiver<Request>) {
-    mpsc::channel(QUEUE_LENGTH)
 }
 
 impl Worker {
@@ -159,7 +130,7 @@ impl Worker {
         status: PodStatus,
         (generation, started_at): (u64, Timestamp),
     ) -> Self {
-        let (notes_sender, notes) = mpsc::channel(QUEUE_LENGTH);
+        let (notes_sender, notes) = mpsc::channel(NOTES_LENGTH);
         Self {
             identity: wish.identity(),
             started_at,
@@ -181,17 +152,10 @@ impl Worker {
             cancel_images: CancellationToken::new(),
             cancel_starts: CancellationToken::new(),
             timing: Timing::begin(Instant::now()),
-            delay: Duration::ZERO,
             wish: Arc::new(wish),
             machine,
             host,
         }
-    }
-
-    /// The same worker, beginning only after `delay`.
-    pub(crate) fn after(mut self, delay: Duration) -> Self {
-        self.delay = delay;
-        self
     }
 
     /// Takes containers and sandbox of an earlier life into the books, and watches what still runs.
@@ -213,20 +177,21 @@ impl Worker {
         }
     }
 
-    /// Runs the pod until nothing is left of it, or until the agent ends.
+    /// Runs the pod until nothing is left of it, or until the agent ends. `first` is taken before what waits in the queue.
     pub(crate) async fn run(
         mut self,
         begin: Vec<Event>,
-        mut requests: mpsc::Receiver<Request>,
-        ends: CancellationToken,
+        first: Option<Request>,
+        requests: &mut mpsc::Receiver<Request>,
+        ends: &CancellationToken,
     ) -> End {
-        if !self.delay.is_zero() {
-            tokio::time::sleep(self.delay).await;
-        }
         for event in begin {
             self.take_in(event);
         }
         self.take_in(Event::Tick);
+        if let Some(request) = first {
+            self.take_request(request);
+        }
         while self.machine.stage != Stage::Gone {
             self.tell_when_due();
             let wake = self.next_wake();
@@ -263,6 +228,7 @@ impl Worker {
         match request {
             Request::Run { wish, reply } => {
                 let result = self.renew(*wish);
+                let result = result.map_err(|source| RequestError::Record { uid: self.identity.uid.clone(), source });
                 // Whoever asked may have gone; the wish is on record all the same.
                 let _ = reply.send(result);
             }
@@ -271,43 +237,6 @@ impl Worker {
                 self.take_in(Event::Stop(grace));
             }
         }
-    }
-
-    /// Takes a newer wish on record. The same wish again changes nothing.
-    fn renew(&mut self, wish: PodWish) -> Result<(), LedgerError> {
-        if wish == *self.wish {
-            return Ok(());
-        }
-        self.host.parts.ledger.write_wish(&self.identity.uid, &wish)?;
-        let plan = wish.plan(self.started_at);
-        (self.machine.plan.deadline, self.machine.plan.grace) = (plan.deadline, plan.grace);
-        self.wish = Arc::new(wish);
-        for index in self.change_images() {
-            self.take_in(Event::Replaced(index));
-        }
-        self.take_in(Event::Updated);
-        Ok(())
-    }
-
-    /// Brings the plan's images in line with the wish, and says which containers have another one now.
-    fn change_images(&mut self) -> Vec<usize> {
-        let wish = Arc::clone(&self.wish);
-        let mut changed = Vec::new();
-        for (index, container) in wish.containers().enumerate().take(self.machine.plan.containers.len()) {
-            let wanted = wish::image_of(container);
-            let place = self.image_wishes.iter().position(|other| *other == wanted).unwrap_or_else(|| {
-                self.image_wishes.push(wanted.clone());
-                self.images.push(None);
-                self.machine.images.push(Image::Absent);
-                self.image_wishes.len() - 1
-            });
-            let plan = &mut self.machine.plan.containers[index];
-            plan.pull_again = wanted.policy == PullPolicy::Always;
-            if std::mem::replace(&mut plan.image, place) != place {
-                changed.push(index);
-            }
-        }
-        changed
     }
 
     /// Lets the machine decide on an event, and does what it says.
@@ -342,121 +271,12 @@ impl Worker {
         }
     }
 
-    fn announce_pull_back_off(&mut self, image: usize) {
-        let Some(reference) = self.image_wishes.get(image).map(|image| image.reference.clone()) else { return };
-        for index in self.users_of(image) {
-            self.tell_event(Some(index), events::pull_back_off(&reference));
-            self.tell_event(Some(index), events::failed("ImagePullBackOff"));
-        }
-    }
-
-    fn announce_crash_loop(&mut self, index: usize) {
-        let Some(container) = self.wish.container(index) else { return };
-        let notice = events::crash_loop(&container.name, &status::describe(&self.wish.pod));
-        self.tell_event(Some(index), notice);
-    }
-
-    /// The containers that run on an image of the plan.
-    fn users_of(&self, image: usize) -> Vec<usize> {
-        let containers = self.machine.plan.containers.iter().enumerate();
-        containers.filter(|(_, plan)| plan.image == image).map(|(index, _)| index).collect()
-    }
-
-    fn tell_event(&self, index: Option<usize>, notice: Notice) {
-        let container = index.and_then(|index| self.wish.container(index).map(|container| (index, container)));
-        let field_path = container.map_or_else(String::new, |(index, container)| {
-            let kind = match self.machine.plan.containers[index].kind {
-                ContainerKind::Init => "initContainers",
-                ContainerKind::App => "containers",
-            };
-            format!("spec.{kind}{{{}}}", container.name)
-        });
-        let PodIdentity { uid, namespace, name } = self.identity.clone();
-        let time = self.host.parts.clock.now();
-        self.host.parts.publisher.event(PodEvent { uid, namespace, name, field_path, notice, time });
-    }
-
     fn next_wake(&self) -> Option<Instant> {
         let now = self.host.parts.clock.now();
         let due =
             self.machine.wake_at().map(|at| Instant::now() + restart::between(now, at).max(Duration::from_millis(1)));
         let settle = self.untold_since.map(|since| since + SETTLE_FOR);
         [due, settle].into_iter().flatten().min()
-    }
-
-    /// A status that is about to change again is held back for a moment.
-    fn tell_when_due(&mut self) {
-        let Some(since) = self.untold_since else { return };
-        if self.machine.in_flight() && since.elapsed() < SETTLE_FOR {
-            return;
-        }
-        self.untold_since = None;
-        let begun = Instant::now();
-        let status = self.compute_status();
-        let terminated = self.machine.is_terminated();
-        if status != self.status || terminated != self.told_terminated {
-            self.told_terminated = terminated;
-            self.status = status;
-            self.generation += 1;
-            self.record_if_changed();
-            self.host.parts.publisher.changed(self.snapshot());
-        }
-        if self.status.phase.as_deref() == Some("Running") {
-            self.timing.all_run(&self.identity, &self.host.parts.meters, begun.elapsed());
-        }
-    }
-
-    fn compute_status(&self) -> PodStatus {
-        let facts = status::Facts {
-            ips: self.sandbox.as_ref().map_or(&[], |sandbox| &sandbox.ips),
-            runtime: &self.host.runtime_name,
-            started_at: self.started_at,
-            now: self.host.parts.clock.now(),
-        };
-        status::status(&self.wish.pod, &self.status, &self.machine, &facts)
-    }
-
-    fn snapshot(&self) -> PodSnapshot {
-        PodSnapshot {
-            identity: self.identity.clone(),
-            generation: self.generation,
-            status: self.status.clone(),
-            terminated: self.machine.is_terminated(),
-        }
-    }
-
-    /// Shows the pod in the list of pods; what there is to tell of it comes when the start has settled.
-    pub(crate) fn introduce(&self) {
-        self.host.parts.publisher.introduce(self.snapshot());
-    }
-
-    /// Writes what has become of the pod, if it is not on record yet.
-    fn record_if_changed(&mut self) {
-        let record = Record {
-            generation: self.generation,
-            started_at: self.started_at,
-            status: self.status.clone(),
-            stage: self.machine.stage,
-            nodes: self.machine.nodes.clone(),
-        };
-        if self.machine.stage == Stage::Gone || self.on_record.as_ref() == Some(&record) {
-            return;
-        }
-        if self.machine.record == Part::Releasing {
-            return;
-        }
-        // On tmpfs: as long as memory takes.
-        match self.host.parts.ledger.write_record(&self.identity.uid, &record) {
-            Ok(()) => self.on_record = Some(record),
-            Err(error) => error!(pod_uid = self.identity.uid, error = %Chain(&error), "write record of pod"),
-        }
-    }
-
-    fn say_farewell(&mut self) {
-        self.status = self.compute_status();
-        self.generation += 1;
-        self.host.parts.publisher.gone(self.snapshot());
-        info!(pod_uid = self.identity.uid, "pod is gone");
     }
 
     /// The agent ends, the containers live on. Steps under way are finished where that is quick.
@@ -474,7 +294,7 @@ fn see(wish: &PodWish, found: &[Found]) -> Vec<Seen> {
     let mut seen: Vec<Seen> = Vec::new();
     for Found { container, state, .. } in found {
         let Some(index) = place_of(wish, container) else { continue };
-        let newer = Seen { index, run: execution::run_of(container), state: state.clone() };
+        let newer = Seen { index, run: provenance::run_of(container), state: state.clone() };
         match seen.iter_mut().find(|seen| seen.index == index) {
             Some(other) if other.run.attempt >= newer.run.attempt => {}
             Some(other) => *other = newer,

@@ -6,6 +6,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::pod::{
     fakes::{self, FakeHost, Pull},
+    ledger::Ledger,
     publisher::{Change, PodSnapshot, Subscription},
 };
 
@@ -375,4 +376,102 @@ async fn a_pod_from_before_a_reboot_goes_on_counting() {
         bench.pods.run(wish).await.unwrap();
         bench.until(|snapshot| phase(snapshot) == expected && restarts(snapshot) == count).await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_whose_step_broke_off_is_taken_up_however_long_the_host_does_not_answer() {
+    let mut bench = Bench::new().await;
+    bench.host.next_start_panics();
+    bench.host.fail_lists(2);
+    let begun = tokio::time::Instant::now();
+    bench.run(one("Always")).await;
+    bench.until(|snapshot| phase(snapshot) == "Running").await;
+    // Once it broke off, and twice the host did not answer: 1 s, 2 s and 4 s.
+    assert_eq!(begun.elapsed().as_secs(), 7);
+    let started: Vec<String> = bench.host.log().into_iter().filter(|entry| entry.starts_with("start ")).collect();
+    assert_eq!(started, ["start app 0", "start app 0"], "it never ran, so it is the same attempt");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_does_not_wait_for_the_pause() {
+    let mut bench = Bench::new().await;
+    bench.host.next_start_panics();
+    bench.host.fail_lists(4);
+    bench.run(one("Always")).await;
+    // 1 + 2 + 4 s have passed, and 8 s are to come.
+    let host = Arc::clone(&bench.host);
+    host.asked.subscribe().wait_for(|_| host.count("list containers") == 4).await.unwrap();
+    let begun = tokio::time::Instant::now();
+    assert!(bench.pods.stop("u1".into(), None).await.unwrap(), "the pod is known though no worker is there");
+    // Asked for, it is taken up at once; the host fails a last time, which costs the next pause.
+    bench.until_gone().await;
+    assert_eq!(begun.elapsed().as_secs(), 16);
+    assert_eq!((bench.host.sandboxes(), bench.host.containers()), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wish_that_comes_in_the_pause_is_taken_at_once() {
+    let mut bench = Bench::new().await;
+    bench.host.next_start_panics();
+    bench.run(one("Always")).await;
+    let host = Arc::clone(&bench.host);
+    host.asked.subscribe().wait_for(|_| host.count("start app") == 1).await.unwrap();
+    let begun = tokio::time::Instant::now();
+    let mut wish = fakes::wish("u1", one("Always"));
+    wish.objects.config_maps.insert("c".into(), Default::default());
+    bench.pods.run(wish.clone()).await.unwrap();
+    bench.until(|snapshot| phase(snapshot) == "Running").await;
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    assert_eq!(Ledger::new(bench.folder.path().join("pods")).read("u1").unwrap().unwrap().wish, wish);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_on_record_is_gone_on_with_and_not_begun_beside() {
+    let mut bench = Bench::new().await;
+    bench.run(one("Always")).await;
+    bench.until(|snapshot| phase(snapshot) == "Running").await;
+    bench.ends.cancel();
+    while bench.running.join_next().await.is_some() {}
+    // Another life that has not found the pod, and is asked for it.
+    let (parts, settings) = (bench.host.parts(bench.folder.path()), fakes::settings(bench.folder.path()));
+    let (supervisor, pods) = Supervisor::new(parts, settings, CancellationToken::new());
+    bench.running.spawn(supervisor.run());
+    (bench.told, bench.pods) = (pods.publisher.subscribe(), pods);
+    bench.run(one("Always")).await;
+    bench.until(|snapshot| phase(snapshot) == "Running").await;
+    assert_eq!((bench.host.count("start app"), bench.host.containers()), (1, 1));
+    assert!(bench.pods.stop("u1".into(), None).await.unwrap());
+    bench.until_gone().await;
+    assert_eq!(bench.host.containers(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_a_pod_does_not_touch_its_successor() {
+    let (host, folder) = (FakeHost::new(), tempfile::tempdir().unwrap());
+    let (parts, settings) = (host.parts(folder.path()), fakes::settings(folder.path()));
+    let (mut supervisor, _pods) = Supervisor::new(parts, settings, CancellationToken::new());
+    supervisor.begin(fakes::wish("u1", one("Always"))).unwrap();
+    assert!(supervisor.stop("u1".into(), None).unwrap());
+    let ended = supervisor.tasks.join_next_with_id().await.unwrap();
+    // Before its end is taken in, the pod is asked for again.
+    let (reply, answer) = oneshot::channel();
+    supervisor.take_wish(Box::new(fakes::wish("u1", one("Always"))), reply);
+    answer.await.unwrap().unwrap();
+    supervisor.take_end(ended);
+    assert!(supervisor.stop("u1".into(), None).unwrap(), "the new one is known");
+    let ended = supervisor.tasks.join_next_with_id().await.unwrap();
+    supervisor.take_end(ended);
+    assert!(!supervisor.stop("u1".into(), None).unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_ends_does_not_say_that_a_pod_is_not_there() {
+    let (host, folder) = (FakeHost::new(), tempfile::tempdir().unwrap());
+    let ends = CancellationToken::new();
+    let (parts, settings) = (host.parts(folder.path()), fakes::settings(folder.path()));
+    let (mut supervisor, _pods) = Supervisor::new(parts, settings, ends.clone());
+    supervisor.begin(fakes::wish("u1", one("Always"))).unwrap();
+    ends.cancel();
+    supervisor.tasks.join_next().await.unwrap().unwrap();
+    assert!(matches!(supervisor.stop("u1".into(), None), Err(RequestError::ShuttingDown)));
 }

@@ -1,47 +1,38 @@
 //! The steps of a pod, each on a task of its own that ends with an [`Outcome`].
 
-use std::{collections::BTreeMap, net::IpAddr, str::FromStr as _, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use tokio::{
     sync::{OwnedSemaphorePermit, mpsc},
     time::Instant,
 };
-use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use super::{
     Worker,
-    outcome::{Launched, Note, Outcome},
+    outcome::{Note, Outcome},
+    start::{self, Start},
 };
 use crate::{
     chain::Chain,
-    digest::Digest,
     host::removal,
     image::{EnsureImage, EnsureImageError, ImageProgress, PresentImage},
     pod::{
-        container_spec::{self, Parts},
-        environment::{self, PodFacts},
+        container_spec,
         events::{self, Notice},
-        files::ReadyFiles,
         host::Host,
         last_words::LastWords,
-        lifecycle::{Event, Failure, Run, Step},
-        network_files, quality,
-        wish::PodWish,
+        lifecycle::{Event, Step},
+        network_files,
     },
-    runtime::{Container, ContainerId, ContainerSpec, ContainerState, PodIdentity, RuntimeError, Signal},
-    sandbox::{Sandbox, SandboxSpec},
+    runtime::{Container, ContainerId, ContainerState, RuntimeError, Signal},
+    sandbox::SandboxSpec,
 };
 
 /// How long a container that does not come up keeps its permit to start.
 const PERMIT_HELD_FOR: Duration = Duration::from_secs(10);
 /// How much news of an image waits to be taken in.
 const PROGRESS_LENGTH: usize = 16;
-
-/// What a container carries so that a later life of the agent knows what it runs on.
-const IMAGE: &str = "larder.image";
-const IMAGE_ID: &str = "larder.image-id";
-const MANIFEST: &str = "larder.manifest";
 
 impl Worker {
     pub(super) fn execute(&mut self, step: Step) {
@@ -110,7 +101,7 @@ impl Worker {
         let place = self.machine.plan.containers[index].image;
         let (Some(sandbox), Some(files), Some(image)) = (&self.sandbox, &self.files, &self.images[place]) else {
             // The machine says Ready only for what is in the books.
-            let failure = failure("CreateContainerError", "sandbox, volumes or image are missing".to_owned());
+            let failure = start::failure("CreateContainerError", "sandbox, volumes or image are missing".to_owned());
             let event = Outcome::StartFailed(index, failure);
             self.tasks.spawn(async move { event });
             return;
@@ -305,127 +296,4 @@ async fn ensure(
         Some(Err(error)) => Err(error),
         None => Err(EnsureImageError::Pull { reference: String::new(), cause: "the wish was given up".to_owned() }),
     }
-}
-
-/// Keys of `envFrom` sources that are no names for variables, by source.
-pub(super) type SkippedKeys = Vec<(String, Vec<String>)>;
-
-/// Everything that is needed to start a container.
-struct Start {
-    host: Arc<Host>,
-    wish: Arc<PodWish>,
-    identity: PodIdentity,
-    index: usize,
-    attempt: u32,
-    sandbox: Sandbox,
-    files: Arc<dyn ReadyFiles>,
-    image: PresentImage,
-}
-
-impl Start {
-    async fn run(self, cancelled: CancellationToken) -> Outcome {
-        let (index, asked) = (self.index, Instant::now());
-        let permit = tokio::select! {
-            // A permit that is not waited for any more goes to the next in the queue.
-            permit = Arc::clone(&self.host.starts).acquire_owned() => permit,
-            () = cancelled.cancelled() => return Outcome::StartCancelled(index),
-        };
-        let Ok(permit) = permit else { return Outcome::StartCancelled(index) };
-        let permitted = Instant::now();
-        let start = Arc::new(self);
-        let preparing = Arc::clone(&start);
-        let prepared = tokio::task::spawn_blocking(move || preparing.prepare()).await;
-        let (spec, skipped) = match prepared {
-            Ok(Ok(prepared)) => prepared,
-            Ok(Err(failure)) => return Outcome::StartFailed(index, failure),
-            Err(error) => {
-                let failure = failure("CreateContainerError", Chain(&error).to_string());
-                return Outcome::StartFailed(index, failure);
-            }
-        };
-        let annotations = BTreeMap::from([
-            (IMAGE.to_owned(), start.image.reference.clone()),
-            (IMAGE_ID.to_owned(), start.image.image_id.clone()),
-            (MANIFEST.to_owned(), start.image.manifest.to_string()),
-        ]);
-        match start.host.parts.runtime.start(spec, annotations).await {
-            Ok(container) => Outcome::Launched(Box::new(Launched {
-                index,
-                run: run_of(&container),
-                image: start.image.clone(),
-                container,
-                permit,
-                asked,
-                permitted,
-                skipped,
-            })),
-            Err(RuntimeError::InvalidSpec { reason, message }) => Outcome::StartFailed(index, failure(reason, message)),
-            Err(error @ (RuntimeError::NotFound(_) | RuntimeError::Io { .. })) => {
-                Outcome::StartFailed(index, failure("CreateContainerError", Chain(&error).to_string()))
-            }
-        }
-    }
-
-    /// Puts the container together; blocks.
-    fn prepare(&self) -> Result<(ContainerSpec, SkippedKeys), Failure> {
-        let settings = &self.host.settings;
-        let Some(container) = self.wish.container(self.index) else {
-            return Err(failure("CreateContainerError", "the pod has no such container".to_owned()));
-        };
-        let ips: &[IpAddr] = &self.sandbox.ips;
-        let facts = PodFacts {
-            pod_ips: ips.to_vec(),
-            // A pod is its own host; see the status.
-            host_ips: ips.to_vec(),
-            node: settings.node,
-        };
-        let config_error =
-            |error: &(dyn std::error::Error + 'static)| failure("CreateContainerConfigError", Chain(error).to_string());
-        let mut environment = environment::environment(&self.wish.pod, container, &self.wish.objects, &facts)
-            .map_err(|error| config_error(&error))?;
-        let mounts = self.files.mounts_for(&self.wish, container, self.attempt, ips);
-        let mounts = mounts.map_err(|error| config_error(&error))?;
-        let skipped = std::mem::take(&mut environment.skipped);
-        let parts = Parts {
-            id: new_id(),
-            identity: self.identity.clone(),
-            attempt: self.attempt,
-            image: &self.image,
-            environment,
-            mounts,
-            sandbox: &self.sandbox,
-            hostname: network_files::names(&self.wish.pod, &settings.dns).hostname,
-            log_root: &settings.log_root,
-            oom_score_adj: quality::oom_score_adj(&self.wish.pod, container, settings.node.memory_bytes),
-        };
-        Ok((container_spec::container_spec(&self.wish.pod, container, parts), skipped))
-    }
-}
-
-fn failure(reason: &str, message: String) -> Failure {
-    Failure { reason: reason.to_owned(), message }
-}
-
-/// A name for a container: 64 hexadecimal digits.
-fn new_id() -> ContainerId {
-    ContainerId(hex::encode(rand::random::<[u8; 32]>()))
-}
-
-/// What a container is a run of, as far as it carries it with it.
-pub(super) fn run_of(container: &Container) -> Run {
-    let annotation = |key: &str| container.annotations.get(key).cloned().unwrap_or_default();
-    Run {
-        id: container.id.0.clone(),
-        attempt: container.attempt,
-        image: annotation(IMAGE),
-        image_id: annotation(IMAGE_ID),
-        exit: None,
-    }
-}
-
-/// The image that a container carries with it.
-pub(crate) fn image_of(container: &Container) -> Option<(String, Digest)> {
-    let reference = container.annotations.get(IMAGE)?.clone();
-    let manifest = Digest::from_str(container.annotations.get(MANIFEST)?).ok()?;
-    Some((reference, manifest))
 }

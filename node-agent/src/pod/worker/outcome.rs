@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use tracing::warn;
 
-use super::{Worker, execution::SkippedKeys};
+use super::{Worker, start::SkippedKeys};
 use crate::{
     chain::Chain,
     image::{EnsureImageError, ImageProgress, PresentImage},
