@@ -36,6 +36,13 @@ pub(super) fn start(monitor: &Path, run_dir: &Path, sealed_runtime: Option<&Owne
     command.stdin(Stdio::from(OwnedFd::from(socket))).stdout(runtime).spawn()
 }
 
+/// Whether a process holds the socket in `run_dir`: the monitor, or what is about to become it. Blocks for a connection.
+pub(super) fn is_at_work(run_dir: &Path) -> bool {
+    let connect = || std::os::unix::net::UnixStream::connect(socket_address(&File::open(run_dir)?));
+    // Only a process that holds the socket keeps the kernel from saying that nobody is there.
+    !matches!(connect(), Err(err) if matches!(err.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound))
+}
+
 /// Ends and removes the container in `run_dir`, whose monitor is gone, and sees to it that there is an `exit.json`.
 pub(super) async fn collect(monitor: &Path, run_dir: &Path) -> io::Result<()> {
     let mut command = command(monitor, "collect", run_dir)?;
@@ -90,5 +97,20 @@ impl Connection {
         let event = wire::from_line(&self.line).map_err(io::Error::from);
         self.line.clear();
         event.map(Some)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_holds_the_socket_is_at_work() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(!is_at_work(dir.path()), "no socket");
+        let socket = UnixListener::bind(socket_address(&File::open(dir.path()).unwrap())).unwrap();
+        assert!(is_at_work(dir.path()), "whether it has answered yet or not");
+        drop(socket);
+        assert!(!is_at_work(dir.path()), "the name of a socket that nobody holds");
     }
 }

@@ -3,19 +3,21 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use ::oci_spec::image::{ConfigBuilder, ImageConfigurationBuilder};
-use larder_monitor::files::{self, STATE_FILE};
+use larder_monitor::files::{self, CONFIG_FILE, SOCKET_FILE, STATE_FILE};
+use larder_monitor::{LogConfig, MonitorConfig, RuntimeCommand};
 use tempfile::TempDir;
 
 use crate::host::cgroup::CgroupLayout;
 use crate::host::namespace::{self, Kind};
 use crate::runtime::oci::{OciRuntime, OciRuntimeConfig};
-use crate::runtime::record::ContainerDirs;
+use crate::runtime::record::{ContainerDirs, RECORD_FILE, Record};
 use crate::runtime::rootfs;
 use crate::runtime::{
     Container, ContainerExit, ContainerId, ContainerSpec, ContainerState, PodIdentity, ResourceSpec, Runtime,
@@ -125,6 +127,48 @@ impl Bench {
     /// What a container wrote to its standard output. How the two streams lie to each other in time is not kept exactly.
     pub(super) fn lines(&self, id: &str) -> Vec<String> {
         self.log(id).into_iter().filter(|(stream, _)| stream == "stdout").map(|(_, content)| content).collect()
+    }
+
+    /// Leaves on the host what an agent leaves that is killed between binding a monitor's socket and starting the monitor.
+    pub(super) fn leave_without_monitor(&self, id: &str) {
+        let spec = self.shell(id, "exit 0");
+        let dirs = ContainerDirs::new(&self.path("run/containers"), &self.path("root/containers"), id);
+        fs::create_dir_all(&dirs.run).unwrap();
+        rootfs::mount(&dirs, &spec.lower_dirs).unwrap();
+        let record = Record {
+            id: id.to_owned(),
+            pod_uid: spec.pod.uid,
+            pod_namespace: spec.pod.namespace,
+            pod_name: spec.pod.name,
+            name: spec.name,
+            attempt: spec.attempt,
+            annotations: BTreeMap::new(),
+            stop_signal: 15,
+            cgroup: crate::host::cgroup::container_path(&self.cgroup_parent(), "uid-1", id),
+            log_path: spec.log_path,
+        };
+        files::write_json(&dirs.run, RECORD_FILE, &record).unwrap();
+        files::write_json(&dirs.run, CONFIG_FILE, &self.monitor_config(&record, &dirs)).unwrap();
+        // The listener ends here, as that of a killed process does; the socket's name stays.
+        drop(UnixListener::bind(dirs.run.join(SOCKET_FILE)).unwrap());
+    }
+
+    fn monitor_config(&self, record: &Record, dirs: &ContainerDirs) -> MonitorConfig {
+        MonitorConfig {
+            id: record.id.clone(),
+            bundle: dirs.run.clone(),
+            runtime: RuntimeCommand {
+                path: self.runtime_name.into(),
+                root: self.path("run/runtime"),
+                options: Vec::new(),
+            },
+            log: LogConfig { path: record.log_path.clone(), max_size: 64 * 1024, max_files: 3 },
+            terminal: false,
+            stdin: false,
+            hidden_mounts: Vec::new(),
+            memory_cgroup: None,
+            start_timeout_ms: 1000,
+        }
     }
 
     pub(super) fn monitor_state(&self, id: &str) -> larder_monitor::ContainerState {

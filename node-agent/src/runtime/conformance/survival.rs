@@ -98,6 +98,18 @@ async fn a_monitor_killed_while_nobody_listens_is_found(#[values("crun", "runc")
     runtime.remove(&container.id).await.unwrap();
 }
 
+/// The agent was killed when it had bound the monitor's socket and not yet started the monitor.
+#[rstest]
+#[tokio::test]
+async fn a_container_whose_monitor_never_ran_is_as_if_it_had_not_been(#[values("crun", "runc")] runtime: &'static str) {
+    let bench = Bench::new(runtime);
+    bench.leave_without_monitor("c1");
+    let runtime = bench.open().await;
+    assert!(runtime.list().await.unwrap().is_empty(), "nothing of it ran, so there is no end to tell");
+    assert!(!bench.run_dir("c1").exists() && !bench.path("root/containers/c1").exists());
+    assert_eq!(bench.run(&runtime, bench.shell("c1", "exit 5")).await.exit_code, 5);
+}
+
 #[rstest]
 #[tokio::test]
 async fn what_was_left_half_made_is_removed(#[values("crun", "runc")] runtime: &'static str) {

@@ -9,7 +9,7 @@ use larder_monitor::files;
 
 use super::{Entry, Inner};
 use crate::runtime::record::{ContainerDirs, RECORD_FILE, Record, is_usable_id};
-use crate::runtime::{RuntimeError, rootfs};
+use crate::runtime::{RuntimeError, monitor_client, rootfs};
 
 impl Inner {
     /// Every container that has a record. What an earlier life left half made is removed on the way.
@@ -42,10 +42,17 @@ impl Inner {
         Ok(found)
     }
 }
-/// Whether the agent died before the monitor ran: it opens the log before it does anything else.
+
+/// Whether the agent died before the container's monitor was at work, so that nothing of it can ever have run. The monitor
+/// opens the log before it starts the runtime, and holds the socket for as long as it lives; the other files are the traces
+/// of a container whose log somebody took away.
 fn never_started(dirs: &ContainerDirs, record: &Record) -> bool {
-    let socket = dirs.run.join(files::SOCKET_FILE);
-    !socket.exists() && !record.log_path.exists()
+    // Asked first: a monitor that is gone leaves no further trace.
+    if monitor_client::is_at_work(&dirs.run) {
+        return false;
+    }
+    let traces = [files::PID_FILE, files::STATE_FILE, files::EXIT_FILE].map(|name| dirs.run.join(name));
+    !traces.iter().chain([&record.log_path]).any(|path| path.exists())
 }
 
 /// The names in a directory that can be ids of containers. A directory that is not there has none.
