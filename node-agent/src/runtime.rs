@@ -22,6 +22,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use tokio::sync::watch;
 
+use self::users::ProcessUser;
 use crate::sandbox::PodNamespaces;
 
 /// Names a container on this host: 64 hexadecimal digits, as other runtimes have it.
@@ -93,6 +94,8 @@ pub struct SecuritySpec {
     pub run_as_non_root: bool,
     /// Further groups, `fsGroup` among them.
     pub supplemental_groups: Vec<u32>,
+    /// Where else groups come from.
+    pub groups_policy: GroupsPolicy,
     /// Capabilities to add to the default set, without `CAP_`; `ALL` for all.
     pub add_capabilities: Vec<String>,
     /// Capabilities to take from the default set, without `CAP_`; `ALL` for all.
@@ -105,6 +108,16 @@ pub struct SecuritySpec {
     pub privileged: bool,
     /// Run without the default seccomp profile.
     pub seccomp_unconfined: bool,
+}
+
+/// Whether the image has a say in a process' groups (`supplementalGroupsPolicy`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum GroupsPolicy {
+    /// Those that the image's `/etc/group` puts the user into are added.
+    #[default]
+    Merge,
+    /// Only what the pod names counts.
+    Strict,
 }
 
 /// Limits of a container.
@@ -177,6 +190,8 @@ pub struct Container {
     pub attempt: u32,
     /// Free text that [`Runtime::start`] was given, found again after a restart of the agent.
     pub annotations: BTreeMap<String, String>,
+    /// Who its first process runs as; absent when an agent that did not write it down started it.
+    pub user: Option<ProcessUser>,
     /// Where it stands.
     pub state: watch::Receiver<ContainerState>,
 }

@@ -154,6 +154,7 @@ fn past_run(told: &ContainerStatus, now: Timestamp) -> Option<(Run, ContainerExi
         attempt: u32::try_from(told.restart_count).unwrap_or_default(),
         image: told.image.clone(),
         image_id: told.image_id.clone(),
+        user: told.user.as_ref().and_then(status::process_user),
         exit: None,
     };
     Some((run, exit))

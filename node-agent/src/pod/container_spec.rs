@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodSecurityContext, SecurityCon
 use super::{environment::Environment, quality};
 use crate::{
     image::PresentImage,
-    runtime::{BindMount, ContainerId, ContainerSpec, PodIdentity, ResourceSpec, SecuritySpec},
+    runtime::{BindMount, ContainerId, ContainerSpec, GroupsPolicy, PodIdentity, ResourceSpec, SecuritySpec},
     sandbox::Sandbox,
 };
 
@@ -88,6 +88,10 @@ fn security(pod: Option<&PodSecurityContext>, container: Option<&SecurityContext
         run_as_group: container.run_as_group.or(pod.run_as_group).and_then(|id| u32::try_from(id).ok()),
         run_as_non_root: container.run_as_non_root.or(pod.run_as_non_root).unwrap_or_default(),
         supplemental_groups: groups.filter_map(|id| u32::try_from(*id).ok()).collect(),
+        groups_policy: match pod.supplemental_groups_policy.as_deref() {
+            Some("Strict") => GroupsPolicy::Strict,
+            _ => GroupsPolicy::Merge,
+        },
         add_capabilities: capabilities.add.unwrap_or_default(),
         drop_capabilities: capabilities.drop.unwrap_or_default(),
         allow_privilege_escalation: container.allow_privilege_escalation.unwrap_or(true),
@@ -118,7 +122,7 @@ mod tests {
     #[test]
     fn the_containers_word_wins_over_the_pods() {
         let pod = serde_json::from_value(serde_json::json!({
-            "runAsUser": 1, "runAsGroup": 2, "fsGroup": 3, "supplementalGroups": [4],
+            "runAsUser": 1, "runAsGroup": 2, "fsGroup": 3, "supplementalGroups": [4], "supplementalGroupsPolicy": "Strict",
             "seccompProfile": {"type": "Unconfined"},
         }))
         .unwrap();
@@ -134,6 +138,7 @@ mod tests {
                 run_as_user: Some(9),
                 run_as_group: Some(2),
                 supplemental_groups: vec![4, 3],
+                groups_policy: GroupsPolicy::Strict,
                 add_capabilities: vec!["NET_ADMIN".into()],
                 drop_capabilities: vec!["ALL".into()],
                 ..SecuritySpec::default()

@@ -27,6 +27,7 @@ use crate::{
     image::{EnsureImage, EnsureImageError, ImageLease, ImageProgress, Images, Lease, PresentImage, RegistryAccess},
     runtime::{
         BindMount, Container, ContainerExit, ContainerId, ContainerSpec, ContainerState, Runtime, RuntimeError, Signal,
+        users::ProcessUser,
     },
     sandbox::{PodNamespaces, Sandbox, SandboxError, SandboxSpec, Sandboxes},
 };
@@ -139,6 +140,7 @@ impl FakeHost {
             name: "x".into(),
             attempt: 0,
             annotations: BTreeMap::new(),
+            user: None,
             state,
         };
         self.state.lock().unwrap().containers.insert("stranger".into(), (container, sender));
@@ -290,6 +292,7 @@ impl Runtime for FakeHost {
             name: spec.name,
             attempt: spec.attempt,
             annotations,
+            user: Some(ProcessUser { uid: 1000, gid: 3000, additional_gids: vec![3000, 4000] }),
             state,
         };
         sender.send_replace(ContainerState::Running { pid: 1, started_at: self.clock.now() });

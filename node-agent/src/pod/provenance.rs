@@ -28,6 +28,7 @@ pub(crate) fn run_of(container: &Container) -> Run {
         attempt: container.attempt,
         image: annotation(IMAGE),
         image_id: annotation(IMAGE_ID),
+        user: container.user.clone(),
         exit: None,
     }
 }

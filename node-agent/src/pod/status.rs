@@ -17,7 +17,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::Time,
 };
 
-pub(crate) use self::containers::describe;
+pub(crate) use self::containers::{describe, process_user};
 use super::{
     lifecycle::{Cause, Machine, Stage, Then},
     quality,

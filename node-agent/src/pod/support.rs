@@ -112,8 +112,9 @@ fn check_pod(spec: &PodSpec, found: &mut Findings) {
     let Some(security) = &spec.security_context else { return };
     found.refuse_if(security.se_linux_options.is_some(), "spec.securityContext.seLinuxOptions", LEAVE_OUT);
     found.refuse_if(security.windows_options.is_some(), "spec.securityContext.windowsOptions", LEAVE_OUT);
-    let strict = security.supplemental_groups_policy.as_deref() == Some("Strict");
-    found.refuse_if(strict, "spec.securityContext.supplementalGroupsPolicy=Strict", "use Merge");
+    let policy = security.supplemental_groups_policy.as_deref();
+    let unknown_policy = !matches!(policy, None | Some("Merge" | "Strict"));
+    found.refuse_if(unknown_policy, "spec.securityContext.supplementalGroupsPolicy", "use Merge or Strict");
     let app_armor = security.app_armor_profile.as_ref().is_some_and(|profile| profile.type_ != "Unconfined");
     found.refuse_if(app_armor, "spec.securityContext.appArmorProfile", "leave it out or use Unconfined");
     let seccomp = security.seccomp_profile.as_ref().is_some_and(|profile| profile.type_ == "Localhost");

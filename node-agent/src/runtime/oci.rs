@@ -98,6 +98,7 @@ impl Entry {
             name: record.name.clone(),
             attempt: record.attempt,
             annotations: record.annotations.clone(),
+            user: record.process_user(),
             state: receiver,
         };
         Arc::new(Self { container, record, dirs, state, process: OnceLock::new(), gone: watch::Sender::new(false) })

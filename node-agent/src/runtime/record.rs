@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::users::ProcessUser;
 use super::{ContainerId, PodIdentity};
 
-/// Name of the file with the [`Record`] in a container's run directory. It is the first thing that is written there.
+/// Name of the file with the [`Record`] in a container's run directory. A directory without it is of no container.
 pub(super) const RECORD_FILE: &str = "container.json";
 
-/// What is written down about a container before anything of it exists. Fields are only ever added, with a default.
+/// What is written down about a container before its monitor is started. Fields are only ever added, with a default.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Record {
     pub(super) id: String,
@@ -21,6 +22,9 @@ pub(super) struct Record {
     pub(super) attempt: u32,
     #[serde(default)]
     pub(super) annotations: BTreeMap<String, String>,
+    /// Who its first process runs as.
+    #[serde(default)]
+    pub(super) user: Option<UserRecord>,
     /// The number of the signal that asks it to end.
     pub(super) stop_signal: i32,
     /// Its cgroup, below the root of every hierarchy.
@@ -28,7 +32,26 @@ pub(super) struct Record {
     pub(super) log_path: PathBuf,
 }
 
+/// The numbers of a [`ProcessUser`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct UserRecord {
+    uid: u32,
+    gid: u32,
+    additional_gids: Vec<u32>,
+}
+
+impl From<ProcessUser> for UserRecord {
+    fn from(user: ProcessUser) -> Self {
+        Self { uid: user.uid, gid: user.gid, additional_gids: user.additional_gids }
+    }
+}
+
 impl Record {
+    pub(super) fn process_user(&self) -> Option<ProcessUser> {
+        let UserRecord { uid, gid, additional_gids } = self.user.clone()?;
+        Some(ProcessUser { uid, gid, additional_gids })
+    }
+
     pub(super) fn container_id(&self) -> ContainerId {
         ContainerId(self.id.clone())
     }

@@ -3,7 +3,7 @@
 //!
 //! Pure: no I/O, no clock, no randomness.
 
-use super::SecuritySpec;
+use super::{GroupsPolicy, SecuritySpec};
 
 /// The numbers that the process gets.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,8 +72,9 @@ pub fn resolve(security: &SecuritySpec, image_user: &str, passwd: &str, group: &
         (None, None) => account.gid,
     };
     let mut additional_gids = vec![gid];
-    if let Some(name) = &account.name {
-        additional_gids.extend(groups_of(group, name));
+    match (security.groups_policy, &account.name) {
+        (GroupsPolicy::Merge, Some(name)) => additional_gids.extend(groups_of(group, name)),
+        (GroupsPolicy::Merge, None) | (GroupsPolicy::Strict, _) => {}
     }
     additional_gids.extend(&security.supplemental_groups);
     additional_gids.sort_unstable();
@@ -183,6 +184,16 @@ mod tests {
         assert_eq!(resolve(&security, "root", PASSWD, GROUP), Ok(user(101, 7, &[7, 29, 50, 2000])));
         security.run_as_user = Some(4711);
         assert_eq!(resolve(&security, "unknown", "", ""), Ok(user(4711, 7, &[7, 29, 2000])));
+    }
+
+    #[test]
+    fn the_images_groups_do_not_count_where_the_pod_is_strict() {
+        let security = SecuritySpec {
+            supplemental_groups: vec![2000],
+            groups_policy: GroupsPolicy::Strict,
+            ..SecuritySpec::default()
+        };
+        assert_eq!(resolve(&security, "nginx", PASSWD, GROUP), Ok(user(101, 102, &[102, 2000])));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::{
         restart::BackOff,
         wish::PodWish,
     },
-    runtime::ContainerExit,
+    runtime::{ContainerExit, users::ProcessUser},
 };
 
 type ObjectsForm = BTreeMap<String, BTreeMap<String, String>>;
@@ -176,7 +176,16 @@ struct RunForm {
     attempt: u32,
     image: String,
     image_id: String,
+    #[serde(default)]
+    user: Option<UserForm>,
     exit: Option<ExitForm>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct UserForm {
+    uid: u32,
+    gid: u32,
+    additional_gids: Vec<u32>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -287,6 +296,7 @@ fn run_to_form(run: &Run) -> RunForm {
         attempt: run.attempt,
         image: run.image.clone(),
         image_id: run.image_id.clone(),
+        user: run.user.clone().map(|ProcessUser { uid, gid, additional_gids }| UserForm { uid, gid, additional_gids }),
         exit: run.exit.as_ref().map(|exit| ExitForm {
             exit_code: exit.exit_code,
             signal: exit.signal,
@@ -304,6 +314,7 @@ fn run_from_form(form: RunForm) -> Run {
         attempt: form.attempt,
         image: form.image,
         image_id: form.image_id,
+        user: form.user.map(|UserForm { uid, gid, additional_gids }| ProcessUser { uid, gid, additional_gids }),
         exit: form.exit.map(|exit| ContainerExit {
             exit_code: exit.exit_code,
             signal: exit.signal,

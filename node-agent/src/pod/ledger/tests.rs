@@ -8,7 +8,7 @@ use crate::{
         objects::{PodObjects, ServiceAccountToken},
         restart::BackOff,
     },
-    runtime::ContainerExit,
+    runtime::{ContainerExit, users::ProcessUser},
 };
 
 fn wish() -> PodWish {
@@ -49,7 +49,14 @@ fn record(stage: Stage) -> Record {
         started_at: Some(now),
         finished_at: now,
     };
-    let run = Run { id: "i".into(), attempt: 4, image: "x".into(), image_id: "y".into(), exit: Some(exit) };
+    let run = Run {
+        id: "i".into(),
+        attempt: 4,
+        image: "x".into(),
+        image_id: "y".into(),
+        user: Some(ProcessUser { uid: 1, gid: 2, additional_gids: vec![2, 3] }),
+        exit: Some(exit),
+    };
     let node = |phase| Node {
         phase,
         current: Some(run.clone()),

@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use crate::{pod::restart::BackOff, runtime::ContainerExit};
+use crate::{
+    pod::restart::BackOff,
+    runtime::{ContainerExit, users::ProcessUser},
+};
 
 /// Where the pod stands as a whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,6 +103,8 @@ pub struct Run {
     pub image: String,
     /// `repository@sha256:...`.
     pub image_id: String,
+    /// Who its first process ran as, as far as that is known.
+    pub user: Option<ProcessUser>,
     /// How it ended, once it has.
     pub exit: Option<ContainerExit>,
 }

@@ -20,7 +20,14 @@ fn plan(kinds: &[ContainerKind], restart_policy: RestartPolicy) -> Plan {
 }
 
 fn run(attempt: u32) -> Run {
-    Run { id: format!("id{attempt}"), attempt, image: "i".into(), image_id: "i@sha256:0".into(), exit: None }
+    Run {
+        id: format!("id{attempt}"),
+        attempt,
+        image: "i".into(),
+        image_id: "i@sha256:0".into(),
+        user: None,
+        exit: None,
+    }
 }
 
 fn exit(exit_code: i32, second: i64) -> ContainerExit {

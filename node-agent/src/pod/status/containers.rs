@@ -5,15 +5,18 @@
 use k8s_openapi::{
     api::core::v1::{
         Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
-        ContainerStatus, Pod, VolumeMountStatus,
+        ContainerStatus, ContainerUser, LinuxContainerUser, Pod, VolumeMountStatus,
     },
     apimachinery::pkg::apis::meta::v1::Time,
 };
 
 use super::{Facts, seconds};
-use crate::pod::{
-    lifecycle::{ContainerKind, Failure, Image, Machine, Node, Phase, Run},
-    restart::go_seconds,
+use crate::{
+    pod::{
+        lifecycle::{ContainerKind, Failure, Image, Machine, Node, Phase, Run},
+        restart::go_seconds,
+    },
+    runtime::users::ProcessUser,
 };
 
 /// The exit code of a container of which nobody knows how it ended.
@@ -109,6 +112,7 @@ fn container_status(
             .and_then(|resources| resources.requests.clone())
             .filter(|requests| !requests.is_empty()),
         volume_mounts: volume_mounts(container),
+        user: run.and_then(|run| run.user.as_ref()).map(container_user),
         ..ContainerStatus::default()
     }
 }
@@ -218,6 +222,26 @@ fn terminated(run: &Run, facts: &Facts<'_>) -> Option<ContainerState> {
 
 fn full_id(run: &Run, facts: &Facts<'_>) -> Option<String> {
     (!run.id.is_empty()).then(|| format!("{}://{}", facts.runtime, run.id))
+}
+
+fn container_user(user: &ProcessUser) -> ContainerUser {
+    let linux = LinuxContainerUser {
+        uid: user.uid.into(),
+        gid: user.gid.into(),
+        supplemental_groups: Some(user.additional_gids.iter().copied().map(i64::from).collect()),
+    };
+    ContainerUser { linux: Some(linux) }
+}
+
+/// Who a container ran as, by a status that was told; none when its numbers are no user's.
+pub(crate) fn process_user(told: &ContainerUser) -> Option<ProcessUser> {
+    let linux = told.linux.as_ref()?;
+    let groups = linux.supplemental_groups.iter().flatten().map(|gid| u32::try_from(*gid).ok());
+    Some(ProcessUser {
+        uid: u32::try_from(linux.uid).ok()?,
+        gid: u32::try_from(linux.gid).ok()?,
+        additional_gids: groups.collect::<Option<_>>()?,
+    })
 }
 
 /// `name_namespace(uid)`, as the kubelet's messages have it.

@@ -13,7 +13,7 @@ use crate::{
         objects::PodObjects,
         wish::PodWish,
     },
-    runtime::ContainerExit,
+    runtime::{ContainerExit, users::ProcessUser},
 };
 
 fn at(second: i64) -> Timestamp {
@@ -75,6 +75,7 @@ fn launched(index: usize, attempt: u32) -> Event {
         attempt,
         image: "docker.io/library/nginx:1".into(),
         image_id: "docker.io/library/nginx@sha256:0".into(),
+        user: Some(ProcessUser { uid: 1000, gid: 3000, additional_gids: vec![3000, 4000] }),
         exit: None,
     };
     Event::Launched(index, run)
@@ -119,6 +120,22 @@ fn conditions(status: &PodStatus) -> Vec<String> {
 
 fn phase(status: &PodStatus) -> &str {
     status.phase.as_deref().unwrap()
+}
+
+#[test]
+fn a_container_that_exists_has_its_user_in_the_status() {
+    let mut bench = Bench::new(two_apps("Always"));
+    bench.ready().take(1, [launched(0, 0)]);
+    assert_eq!(container(&bench.tell(1), "web").user, None, "no process has been seen yet");
+    bench.take(1, [Event::Running(0, at(1))]);
+    let expected = json!({"linux": {"uid": 1000, "gid": 3000, "supplementalGroups": [3000, 4000]}});
+    for (event, name) in [(None, "running"), (Some(exited(0, 1, 2)), "about to run again")] {
+        bench.take(2, event);
+        assert_eq!(serde_json::to_value(&container(&bench.tell(2), "web").user).unwrap(), expected, "{name}");
+    }
+    assert_eq!(container(&bench.tell(2), "db").user, None);
+    let told = container(&bench.tell(2), "web").user.clone().unwrap();
+    assert_eq!(process_user(&told), Some(ProcessUser { uid: 1000, gid: 3000, additional_gids: vec![3000, 4000] }));
 }
 
 #[test]

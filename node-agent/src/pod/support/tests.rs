@@ -40,7 +40,7 @@ fn container(patch: Value) -> Value {
 #[case(json!({"ephemeralContainers": [{"name": "debug", "image": "x"}]}), "spec.ephemeralContainers")]
 #[case(json!({"containers": []}), "spec.containers")]
 #[case(json!({"securityContext": {"sysctls": [{"name": "vm.swappiness", "value": "1"}]}}), "sysctls[0] vm.swappiness")]
-#[case(json!({"securityContext": {"supplementalGroupsPolicy": "Strict"}}), "supplementalGroupsPolicy")]
+#[case(json!({"securityContext": {"supplementalGroupsPolicy": "Loose"}}), "supplementalGroupsPolicy")]
 #[case(json!({"volumes": [{"name": "v", "hostPath": {"path": "/"}}]}), "spec.volumes[0].hostPath (volume v)")]
 #[case(json!({"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]}), "persistentVolumeClaim")]
 #[case(json!({"volumes": [{"name": "v", "emptyDir": {"medium": "HugePages-2Mi"}}]}), "emptyDir.medium")]
@@ -88,7 +88,7 @@ fn what_the_api_server_fills_in_is_taken() {
         ]}}],
         "dnsPolicy": "ClusterFirst",
         "restartPolicy": "Always",
-        "securityContext": {"sysctls": [{"name": "net.core.somaxconn", "value": "1024"}]},
+        "securityContext": {"supplementalGroupsPolicy": "Strict", "sysctls": [{"name": "net.core.somaxconn", "value": "1024"}]},
         "schedulerName": "default-scheduler",
         "enableServiceLinks": true,
         "terminationGracePeriodSeconds": 30,

@@ -143,6 +143,7 @@ impl Bench {
             name: spec.name,
             attempt: spec.attempt,
             annotations: BTreeMap::new(),
+            user: None,
             stop_signal: 15,
             cgroup: crate::host::cgroup::container_path(&self.cgroup_parent(), "uid-1", id),
             log_path: spec.log_path,

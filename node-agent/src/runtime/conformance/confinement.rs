@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use rstest::rstest;
 
-use super::bench::{Bench, running};
-use crate::runtime::{ResourceSpec, Runtime, SecuritySpec};
+use super::bench::{Bench, exited, running};
+use crate::runtime::{GroupsPolicy, ResourceSpec, Runtime, SecuritySpec};
 
 /// The default capabilities of containerd as a mask.
 const DEFAULT_MASK: &str = "00000000a80425fb";
@@ -109,6 +109,33 @@ async fn a_restricted_container_has_nothing(#[values("crun", "runc")] runtime: &
     assert_eq!(value(&lines, "CapBnd:"), "0000000000000000");
     assert!(lines.iter().any(|line| line == "read-only"));
     assert_eq!(lines[lines.len() - 3..], ["101", "102", "102 29 2000"]);
+}
+
+/// With the image's groups (29 is one) and without.
+#[rstest]
+#[case::merged(GroupsPolicy::Merge, &[29, 102, 2000])]
+#[case::strict(GroupsPolicy::Strict, &[102, 2000])]
+#[tokio::test]
+async fn the_user_that_is_told_is_the_one_that_runs(
+    #[values("crun", "runc")] runtime: &'static str,
+    #[case] groups_policy: GroupsPolicy,
+    #[case] groups: &[u32],
+) {
+    let bench = Bench::new(runtime);
+    let runtime = bench.open().await;
+    let mut spec = bench.shell("c1", "id -u; id -g; grep ^Groups: /proc/self/status");
+    spec.security.run_as_user = Some(101);
+    spec.security.supplemental_groups = vec![2000];
+    spec.security.groups_policy = groups_policy;
+    let container = runtime.start(spec, BTreeMap::new()).await.unwrap();
+    exited(&container).await;
+    let told = container.user.clone().unwrap();
+    assert_eq!((told.uid, told.gid, told.additional_gids.as_slice()), (101, 102, groups));
+    let lines = bench.lines("c1");
+    assert_eq!(lines[..2], ["101", "102"]);
+    let running: Vec<u32> = value(&lines, "Groups:").split(' ').map(|gid| gid.parse().unwrap()).collect();
+    assert_eq!(running, groups);
+    runtime.remove(&container.id).await.unwrap();
 }
 
 #[rstest]

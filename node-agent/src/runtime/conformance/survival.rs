@@ -36,6 +36,8 @@ async fn a_running_container_is_adopted(#[values("crun", "runc")] runtime: &'sta
     let adopted = only_container(&runtime).await;
     assert_eq!((&adopted.id, &adopted.pod, &adopted.name), (&container.id, &container.pod, &container.name));
     assert_eq!(adopted.annotations, annotations);
+    assert!(adopted.user.is_some());
+    assert_eq!(adopted.user, container.user);
     assert_eq!(*adopted.state.borrow(), before, "the same process, running since the same time");
     assert!(is_alive(i32::try_from(pid).unwrap()));
     runtime.signal(&adopted.id, Signal::Stop).await.unwrap();

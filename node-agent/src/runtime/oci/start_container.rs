@@ -16,6 +16,7 @@ use crate::host::cgroup;
 use crate::runtime::oci_spec::{Seccomp, SpecError, Surroundings, describe};
 use crate::runtime::program::Program;
 use crate::runtime::record::{ContainerDirs, RECORD_FILE, Record, is_usable_id};
+use crate::runtime::users::ProcessUser;
 use crate::runtime::{
     Container, ContainerSpec, RuntimeError, capabilities, exit, monitor_client, rootfs, seccomp, users,
 };
@@ -33,7 +34,7 @@ impl Inner {
             return Err(RuntimeError::InvalidSpec { reason: "CreateContainerError", message });
         }
         let dirs = self.dirs(id);
-        let record = self.record(spec, annotations);
+        let mut record = self.record(spec, annotations);
         let failed = |action, path: &Path| {
             let path = path.to_owned();
             move |source| RuntimeError::Io { action, path, source }
@@ -45,7 +46,10 @@ impl Inner {
         }
         fs::create_dir(&dirs.run).map_err(failed("create", &dirs.run))?;
         let begun = Instant::now();
-        let prepared = write(&dirs.run, RECORD_FILE, &record).and_then(|()| self.prepare(spec, &record, &dirs));
+        let prepared = self.prepare(spec, &record, &dirs).and_then(|user| {
+            record.user = Some(user.into());
+            write(&dirs.run, RECORD_FILE, &record)
+        });
         let after = begun.elapsed();
         let started = prepared.and_then(|()| {
             monitor_client::start(&self.config.monitor, &dirs.run, self.program.sealed.as_ref())
@@ -76,14 +80,20 @@ impl Inner {
             name: spec.name.clone(),
             attempt: spec.attempt,
             annotations,
+            user: None,
             stop_signal: exit::stop_signal(image.and_then(|config| config.stop_signal().as_deref())),
             cgroup: cgroup::container_path(&self.config.cgroup_parent, &spec.pod.uid, &spec.id.0),
             log_path: spec.log_path.clone(),
         }
     }
 
-    /// Makes everything that the monitor needs to start the container.
-    fn prepare(&self, spec: &ContainerSpec, record: &Record, dirs: &ContainerDirs) -> Result<(), RuntimeError> {
+    /// Makes everything that the monitor needs to start the container, and says who its process runs as.
+    fn prepare(
+        &self,
+        spec: &ContainerSpec,
+        record: &Record,
+        dirs: &ContainerDirs,
+    ) -> Result<ProcessUser, RuntimeError> {
         let root = dirs.rootfs();
         let failed = |action, path: &Path| {
             let path = path.to_owned();
@@ -107,7 +117,8 @@ impl Inner {
         if let Some(folder) = spec.log_path.parent() {
             fs::create_dir_all(folder).map_err(failed("create", folder))?;
         }
-        write(&dirs.run, CONFIG_FILE, &self.monitor_config(spec, record, dirs))
+        write(&dirs.run, CONFIG_FILE, &self.monitor_config(spec, record, dirs))?;
+        Ok(user)
     }
 
     fn filter_for(&self, spec: &ContainerSpec) -> Result<Seccomp, RuntimeError> {
