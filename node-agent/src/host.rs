@@ -4,6 +4,7 @@
 //! pod, an image or a registry.
 
 pub mod cgroup;
+pub mod disk_use;
 pub mod mount;
 pub mod namespace;
 pub mod netlink;

@@ -1,6 +1,6 @@
 //! The pods of this node: one task owns each, from the wish to the last trace of it.
 //!
-//! Decisions are in pure files (`lifecycle`, `restart`, `status`, `support`, `events`): they turn what has happened into
+//! Decisions are in pure files (`lifecycle`, `restart`, `status`, `support`, `storage`, `events`): they turn what has happened into
 //! what to do and what to say. `worker` carries the steps out, `caretaker` sees to it that a pod has one, `supervisor` owns
 //! the caretakers, `publisher` hands statuses on, `ledger` keeps what a restarted agent needs to find everything again.
 
@@ -28,6 +28,7 @@ pub mod quantity;
 mod request;
 pub mod restart;
 pub mod status;
+pub mod storage;
 pub mod supervisor;
 pub mod support;
 mod survivors;

@@ -234,6 +234,12 @@ pub trait Runtime: Send + Sync + std::fmt::Debug {
     /// When the host refuses; calling again resumes.
     async fn remove(&self, id: &ContainerId) -> Result<(), RuntimeError>;
 
+    /// Bytes on disk that a container has written to its root. Blocks nobody, and takes as long as it has written much.
+    ///
+    /// # Errors
+    /// When the container is not known or the host refuses.
+    async fn disk_use(&self, id: &ContainerId) -> Result<u64, RuntimeError>;
+
     /// The containers on this host, those of an earlier life of this process included, ended or not.
     ///
     /// # Errors

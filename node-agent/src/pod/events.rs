@@ -174,6 +174,11 @@ pub fn deadline_exceeded() -> Notice {
     normal("DeadlineExceeded", "Pod was active on the node longer than the specified deadline".to_owned())
 }
 
+/// The pod takes more of the disk than it may; the message says of which limit.
+pub fn evicted(message: String) -> Notice {
+    warning("Evicted", message)
+}
+
 /// A time as Go prints it after truncation to milliseconds: `0s`, `12ms`, `1.2s`, `1m3.004s`.
 fn go_duration(duration: Duration) -> String {
     let milliseconds = duration.as_millis();

@@ -20,6 +20,7 @@ use super::{
     network_files::DnsSettings,
     objects::PodObjects,
     publisher::Publisher,
+    storage::DiskUse,
     wish::PodWish,
 };
 use crate::{
@@ -56,6 +57,8 @@ struct State {
     panics: bool,
     /// How often the containers cannot be listed.
     failing_lists: usize,
+    /// What containers have written, by name.
+    written: HashMap<String, u64>,
 }
 
 /// What a pull comes to.
@@ -96,6 +99,11 @@ impl FakeHost {
 
     pub(crate) fn next_volumes_fail(&self, why: &str) {
         self.state.lock().unwrap().volumes.push_back(why.to_owned());
+    }
+
+    /// The container of this name has written so much.
+    pub(crate) fn write(&self, name: &str, bytes: u64) {
+        self.state.lock().unwrap().written.insert(name.to_owned(), bytes);
     }
 
     pub(crate) fn next_start_panics(&self) {
@@ -319,6 +327,13 @@ impl Runtime for FakeHost {
         Ok(())
     }
 
+    async fn disk_use(&self, id: &ContainerId) -> Result<u64, RuntimeError> {
+        self.note("measure container".to_owned());
+        let state = self.state.lock().unwrap();
+        let Some((container, _)) = state.containers.get(&id.0) else { return Err(RuntimeError::NotFound(id.clone())) };
+        Ok(state.written.get(&container.name).copied().unwrap_or_default())
+    }
+
     async fn list(&self) -> Result<Vec<Container>, RuntimeError> {
         self.note("list containers".to_owned());
         let mut state = self.state.lock().unwrap();
@@ -349,6 +364,10 @@ impl PodFiles for FakeFiles {
     fn tear_down(&self, _: &str) -> Result<(), FilesError> {
         self.0.note("tear down volumes".to_owned());
         Ok(())
+    }
+
+    fn disk_use(&self, _: &str) -> Result<DiskUse, FilesError> {
+        Ok(DiskUse::default())
     }
 
     fn last_message(&self, _: &str, _: &str, _: u32) -> String {

@@ -16,13 +16,19 @@ use k8s_openapi::api::core::v1::Container;
 use super::{
     downward::NodeResources,
     network_files::{self, DnsSettings, ResolvConf},
+    storage::DiskUse,
     volume::{self, PodFolders, VolumeError, Volumes},
     wish::PodWish,
 };
-use crate::{host::removal, runtime::BindMount};
+use crate::{
+    host::{disk_use, removal},
+    runtime::BindMount,
+};
 
 /// Where the host says how it resolves names.
 const HOST_RESOLV_CONF: &str = "/etc/resolv.conf";
+/// The folder of the last messages, in a pod's folder on disk.
+const MESSAGES: &str = "messages";
 /// A container's last message is cut after so many bytes (`MaxContainerTerminationMessageLength` of Kubernetes).
 const MESSAGE_BYTES: u64 = 4096;
 
@@ -39,6 +45,12 @@ pub trait PodFiles: Send + Sync + fmt::Debug {
     /// # Errors
     /// When the host refuses; calling again resumes.
     fn tear_down(&self, uid: &str) -> Result<(), FilesError>;
+
+    /// What the pod's files take of the disk: its volumes, and what else there is.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    fn disk_use(&self, uid: &str) -> Result<DiskUse, FilesError>;
 
     /// The message that a run of a container left behind; empty for none.
     fn last_message(&self, uid: &str, container: &str, attempt: u32) -> String;
@@ -123,6 +135,17 @@ impl PodFiles for HostFiles {
         removal::remove_folder(&own).map_err(|source| FilesError::Io { action: "remove", path: own, source })
     }
 
+    fn disk_use(&self, uid: &str) -> Result<DiskUse, FilesError> {
+        let folders = self.folders(uid);
+        let messages = folders.disk.join(MESSAGES);
+        let other = disk_use::bytes_below(&messages);
+        Ok(DiskUse {
+            volumes: volume::disk_use(&folders)?,
+            other: other.map_err(|source| FilesError::Io { action: "measure", path: messages, source })?,
+            ..DiskUse::default()
+        })
+    }
+
     fn last_message(&self, uid: &str, container: &str, attempt: u32) -> String {
         let Ok(file) = fs::File::open(message_file(&self.folders(uid), container, attempt)) else {
             return String::new();
@@ -189,7 +212,7 @@ impl HostReady {
 
 /// Where a run leaves its message. On disk: what a container writes there must not fill the host's memory.
 fn message_file(folders: &PodFolders, container: &str, attempt: u32) -> PathBuf {
-    folders.disk.join("messages").join(container).join(attempt.to_string())
+    folders.disk.join(MESSAGES).join(container).join(attempt.to_string())
 }
 
 /// Writes a file that containers share, unless it is there: they may have changed it since.

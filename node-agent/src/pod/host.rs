@@ -80,6 +80,8 @@ pub(crate) struct Host {
     pub(crate) runtime_name: String,
     /// Permits to start a container, given in the order in which they were asked for.
     pub(crate) starts: Arc<Semaphore>,
+    /// The permit to measure a pod's use of the disk.
+    pub(crate) measurements: Arc<Semaphore>,
 }
 
 impl Host {
@@ -87,6 +89,6 @@ impl Host {
         let version = parts.runtime.version();
         let runtime_name = version.split("://").next().unwrap_or_default().to_owned();
         let starts = Arc::new(Semaphore::new(settings.max_parallel_starts.max(1)));
-        Self { parts, settings, runtime_name, starts }
+        Self { parts, settings, runtime_name, starts, measurements: Arc::new(Semaphore::new(1)) }
     }
 }

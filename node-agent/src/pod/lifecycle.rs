@@ -1,10 +1,10 @@
 //! What to do next for a pod, given what has happened so far.
 //!
 //! ```text
-//!            every container ended for good, or the deadline passed        StopPod
+//!            every container ended for good                                 StopPod
 //!  Active ───────────────────────────────────────────────────> Terminal ──────────┐
 //!    │                                                             ^              v
-//!    │ StopPod, deadline                        processes gone     │           Removing ──> Gone
+//!    │ StopPod, deadline, overuse               processes gone     │           Removing ──> Gone
 //!    └─────────────────────────> Stopping ─────────────────────────┴──────────────^
 //! ```
 //!

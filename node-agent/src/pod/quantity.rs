@@ -5,7 +5,7 @@
 //!
 //! Pure: no I/O, no clock, no randomness.
 
-use std::str::FromStr;
+use std::{fmt, ops::Add, str::FromStr};
 
 const NANOS: i128 = 1_000_000_000;
 
@@ -48,6 +48,31 @@ impl Quantity {
         }
         let parts = (self.nanos + part.nanos - 1) / part.nanos;
         u64::try_from(parts).unwrap_or(u64::MAX)
+    }
+}
+
+impl Add for Quantity {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { nanos: self.nanos.saturating_add(other.nanos) }
+    }
+}
+
+/// Whole units, rounded up, with the suffix that makes it shortest.
+impl fmt::Display for Quantity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const BINARY: [&str; 7] = ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
+        const DECIMAL: [&str; 7] = ["", "k", "M", "G", "T", "P", "E"];
+        let written = [(1024, BINARY), (1000, DECIMAL)].map(|(step, suffixes)| {
+            let (mut value, mut level) = (self.value(), 0);
+            while value != 0 && value.is_multiple_of(step) && level + 1 < suffixes.len() {
+                (value, level) = (value / step, level + 1);
+            }
+            format!("{value}{}", suffixes[level])
+        });
+        let [binary, decimal] = written;
+        f.write_str(if decimal.len() < binary.len() { &decimal } else { &binary })
     }
 }
 
@@ -145,6 +170,17 @@ mod tests {
     }
 
     #[rstest]
+    #[case("3Gi", "3Gi")]
+    #[case("2048Mi", "2Gi")]
+    #[case("1500Mi", "1500Mi")]
+    #[case("6G", "6G")]
+    #[case("1", "1")]
+    #[case("0", "0")]
+    fn writes(#[case] text: &str, #[case] written: &str) {
+        assert_eq!(text.parse::<Quantity>().unwrap().to_string(), written);
+    }
+
+    #[rstest]
     fn refuses(
         #[values("", "m", "1x", "1.2.3", "1 Gi", "0x10", "1e", "1e99999999999", "9999999999999999999999E")] text: &str,
     ) {
@@ -155,6 +191,11 @@ mod tests {
         #[test]
         fn anything_can_be_parsed_without_panic(text in "[-+]?[0-9.]{0,40}[a-zA-Z0-9-]{0,6}") {
             let _ = text.parse::<Quantity>();
+        }
+
+        #[test]
+        fn what_is_written_reads_back(number: u64) {
+            prop_assert_eq!(Quantity::of(number).to_string().parse::<Quantity>().unwrap(), Quantity::of(number));
         }
 
         #[test]

@@ -22,7 +22,7 @@ use super::{
     quantity::{ParseQuantityError, Quantity},
 };
 use crate::{
-    host::{namespace, removal},
+    host::{disk_use, namespace, removal},
     runtime::BindMount,
 };
 
@@ -133,6 +133,22 @@ pub fn tear_down(folders: &PodFolders) -> Result<(), VolumeError> {
         removal::remove_folder(&path).map_err(io_error("remove folder", &path))?;
     }
     Ok(())
+}
+
+/// Bytes on disk of a pod's volumes, by name. Those in memory are none.
+///
+/// # Errors
+/// When the host refuses.
+pub fn disk_use(folders: &PodFolders) -> Result<BTreeMap<String, u64>, VolumeError> {
+    let on_disk = folders.disk.join("volumes");
+    let mut used = BTreeMap::new();
+    for entry in fs::read_dir(&on_disk).into_iter().flatten().flatten() {
+        let (path, name) = (entry.path(), entry.file_name());
+        let bytes = disk_use::bytes_below(&path).map_err(io_error("measure", &path))?;
+        // Every volume's name is text.
+        used.insert(name.to_string_lossy().into_owned(), bytes);
+    }
+    Ok(used)
 }
 
 impl Volumes {

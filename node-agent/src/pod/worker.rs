@@ -5,6 +5,7 @@
 //! is removed, a generation before it is told.
 
 mod execution;
+mod measuring;
 mod outcome;
 mod renewal;
 mod start;
@@ -29,7 +30,7 @@ use super::{
     lifecycle::{Event, Machine, Part, Stage, Step},
     provenance,
     request::{Request, RequestError},
-    restart,
+    restart, storage,
     survivors::Found,
     wish::{ImageWish, PodWish},
 };
@@ -189,6 +190,7 @@ impl Worker {
             self.take_in(event);
         }
         self.take_in(Event::Tick);
+        self.measure_later();
         if let Some(request) = first {
             self.take_request(request);
         }
@@ -255,6 +257,9 @@ impl Worker {
             Step::AnnouncePullBackOff(image) => self.announce_pull_back_off(image),
             Step::AnnounceCrashLoop(index) => self.announce_crash_loop(index),
             Step::AnnounceDeadline => self.tell_event(None, events::deadline_exceeded()),
+            Step::AnnounceEviction(overuse) => {
+                self.tell_event(None, events::evicted(storage::message(&self.wish.pod, overuse)));
+            }
             Step::CancelImages => self.cancel_images.cancel(),
             Step::CancelStarts => self.cancel_starts.cancel(),
             Step::MakeSandbox

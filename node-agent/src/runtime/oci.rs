@@ -28,8 +28,8 @@ use super::record::{ContainerDirs, Record};
 use super::{
     Container, ContainerId, ContainerSpec, ContainerState, Runtime, RuntimeError, Signal, capabilities, rootfs,
 };
-use crate::host::cgroup;
 use crate::host::process::{ProcessIdentity, send_signal};
+use crate::host::{cgroup, disk_use};
 
 /// How long a container may take to go away once it was killed. The monitor's own limits are shorter.
 const REMOVE_LIMIT: Duration = Duration::from_secs(60);
@@ -220,6 +220,14 @@ impl Runtime for OciRuntime {
         removed.await.map_err(failed("remove"))?;
         self.inner.containers().remove(&id.0);
         Ok(())
+    }
+
+    async fn disk_use(&self, id: &ContainerId) -> Result<u64, RuntimeError> {
+        let entry = self.inner.entry(id).ok_or_else(|| RuntimeError::NotFound(id.clone()))?;
+        let path = entry.dirs.upper();
+        let measured = path.clone();
+        let bytes = blocking(move || disk_use::bytes_below(&measured)).await;
+        bytes.map_err(|source| RuntimeError::Io { action: "measure", path, source })
     }
 
     async fn list(&self) -> Result<Vec<Container>, RuntimeError> {

@@ -219,3 +219,29 @@ async fn the_end_of_the_log_stands_in_for_a_message_that_was_not_left() {
     let ended = &told.status("u-words")["containerStatuses"][0]["state"]["terminated"];
     assert_eq!(ended["message"], "all is well\nno it is not\n");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_fills_the_disk_is_evicted() {
+    let bench = Bench::new().await;
+    let mut client = bench.client().await;
+    // The image's program is larger than a mebibyte.
+    let script = "trap '' TERM; cat /bin/busybox > /data/file; while true; do sleep 0.1; done";
+    let mut pod = bench.pod("u-full", script);
+    pod["spec"]["volumes"] = json!([{"name": "data", "emptyDir": {"sizeLimit": "1Mi"}}]);
+    pod["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "data", "mountPath": "/data"}]);
+    client.run(bench.request(&pod)).await;
+    client.until_phase(&bench, "u-full", "Running").await;
+    let told = client.until_phase(&bench, "u-full", "Failed").await;
+    let status = told.status("u-full");
+    assert_eq!(status["reason"], "Evicted");
+    assert_eq!(status["message"], "Usage of EmptyDir volume \"data\" exceeds the limit \"1Mi\". ");
+    let told = client.until(&bench, "evicted", |told| told.events.iter().any(|event| event.1 == "Evicted")).await;
+    assert!(told.events_of("u-full").iter().any(|event| event.starts_with("Evicted: Usage of EmptyDir")));
+    let ended = client.until(&bench, "its end", |told| {
+        told.status("u-full")["containerStatuses"][0]["state"]["terminated"].is_object()
+    });
+    assert_eq!(ended.await.status("u-full")["containerStatuses"][0]["state"]["terminated"]["exitCode"], 137);
+    assert!(client.stop("u-full", 10).await);
+    client.until_gone(&bench, "u-full").await;
+    assert_eq!(bench.container_processes(), 0);
+}

@@ -16,6 +16,7 @@ use crate::{
         lifecycle::{Cause, Node, Phase, Retry, Run, Stage, Then},
         objects::{ObjectData, PodObjects, ServiceAccountToken},
         restart::BackOff,
+        storage::Overuse,
         wish::PodWish,
     },
     runtime::{ContainerExit, users::ProcessUser},
@@ -150,6 +151,14 @@ enum ThenForm {
 enum CauseForm {
     Finished,
     DeadlineExceeded,
+    Evicted(OveruseForm),
+}
+
+#[derive(Serialize, Deserialize)]
+enum OveruseForm {
+    Volume(usize),
+    Pod,
+    Container(usize),
 }
 
 #[derive(Serialize, Deserialize)]
@@ -250,6 +259,9 @@ fn cause_to_form(cause: Cause) -> CauseForm {
     match cause {
         Cause::Finished => CauseForm::Finished,
         Cause::DeadlineExceeded => CauseForm::DeadlineExceeded,
+        Cause::Evicted(Overuse::Volume(index)) => CauseForm::Evicted(OveruseForm::Volume(index)),
+        Cause::Evicted(Overuse::Pod) => CauseForm::Evicted(OveruseForm::Pod),
+        Cause::Evicted(Overuse::Container(index)) => CauseForm::Evicted(OveruseForm::Container(index)),
     }
 }
 
@@ -257,6 +269,9 @@ fn cause_from_form(form: &CauseForm) -> Cause {
     match form {
         CauseForm::Finished => Cause::Finished,
         CauseForm::DeadlineExceeded => Cause::DeadlineExceeded,
+        CauseForm::Evicted(OveruseForm::Volume(index)) => Cause::Evicted(Overuse::Volume(*index)),
+        CauseForm::Evicted(OveruseForm::Pod) => Cause::Evicted(Overuse::Pod),
+        CauseForm::Evicted(OveruseForm::Container(index)) => Cause::Evicted(Overuse::Container(*index)),
     }
 }
 

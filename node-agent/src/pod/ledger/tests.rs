@@ -7,6 +7,7 @@ use crate::{
         lifecycle::{Cause, Phase, Retry, Run, Then},
         objects::{PodObjects, ServiceAccountToken},
         restart::BackOff,
+        storage::Overuse,
     },
     runtime::{ContainerExit, users::ProcessUser},
 };
@@ -93,6 +94,9 @@ fn what_is_written_is_read_back() {
         Stage::Stopping { kill_at: now, then: Then::Remove },
         Stage::Stopping { kill_at: now, then: Then::Keep(Cause::DeadlineExceeded) },
         Stage::Terminal(Cause::Finished),
+        Stage::Terminal(Cause::Evicted(Overuse::Pod)),
+        Stage::Terminal(Cause::Evicted(Overuse::Volume(1))),
+        Stage::Stopping { kill_at: now, then: Then::Keep(Cause::Evicted(Overuse::Container(2))) },
         Stage::Removing,
     ] {
         ledger.write_record("u1", &record(stage)).unwrap();

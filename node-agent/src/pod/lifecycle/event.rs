@@ -7,7 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::{Failure, Run};
-use crate::runtime::ContainerExit;
+use crate::{pod::storage::Overuse, runtime::ContainerExit};
 
 /// Something that has happened. Containers and images are named by their place in the [`Plan`](super::Plan).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +44,8 @@ pub enum Event {
     Updated,
     /// A container's image has changed; its place in the plan is up to date.
     Replaced(usize),
+    /// It takes more of the host's disk than it may.
+    Overused(Overuse),
     /// The pod is to end, with this much time to do so; none for the pod's own.
     Stop(Option<Duration>),
     /// The sandbox is given back.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::{
-    pod::restart::BackOff,
+    pod::{restart::BackOff, storage::Overuse},
     runtime::{ContainerExit, users::ProcessUser},
 };
 
@@ -47,6 +47,8 @@ pub enum Cause {
     Finished,
     /// `activeDeadlineSeconds` passed.
     DeadlineExceeded,
+    /// It took more of the host's disk than it may.
+    Evicted(Overuse),
 }
 
 /// A wait before something is tried again.

@@ -2,7 +2,7 @@
 //!
 //! Pure: no I/O, no clock, no randomness.
 
-use crate::runtime::Signal;
+use crate::{pod::storage::Overuse, runtime::Signal};
 
 /// Something to do. Most end with an [`Event`](super::Event).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +31,8 @@ pub enum Step {
     AnnounceCrashLoop(usize),
     /// Say that the pod has had its time.
     AnnounceDeadline,
+    /// Say that the pod has to go because of what it takes of the disk.
+    AnnounceEviction(Overuse),
     /// Ends with `SandboxReleased` or `SandboxReleaseFailed`.
     ReleaseSandbox,
     /// Ends with `VolumesReleased` or `VolumesReleaseFailed`.

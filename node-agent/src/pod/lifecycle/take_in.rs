@@ -6,14 +6,22 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{ContainerKind, Event, Failure, Image, LEAST_GRACE, Machine, Part, Phase, Retry, Run, Stage, Step, Then};
+use super::{
+    Cause, ContainerKind, Event, Failure, Image, LEAST_GRACE, Machine, Part, Phase, Retry, Run, Stage, Step, Then,
+};
 use crate::{
-    pod::restart::{self, RestartPolicy, Verdict},
+    pod::{
+        restart::{self, RestartPolicy, Verdict},
+        storage::Overuse,
+    },
     runtime::ContainerExit,
 };
 
 /// How long `ErrImagePull` shows before it becomes `ImagePullBackOff`, and `RunContainerError` before `CrashLoopBackOff`.
 const SHOW_ERROR_FOR: Duration = Duration::from_secs(2);
+
+/// The time between SIGTERM and SIGKILL of a pod that is evicted (`immediateEvictionGracePeriodSeconds` of the kubelet).
+const EVICTION_GRACE: Duration = Duration::from_secs(1);
 
 impl Machine {
     /// Changes the state by an event. The steps are those that follow from the event itself.
@@ -35,6 +43,7 @@ impl Machine {
             Event::Exited(index, exit) => return self.exited(index, exit, now),
             Event::Updated => return self.updated(now),
             Event::Replaced(index) => return self.replaced(index, now),
+            Event::Overused(overuse) => return self.overused(overuse, now),
             Event::Stop(grace) => {
                 let grace = grace.unwrap_or(self.plan.grace).max(LEAST_GRACE);
                 return self.stop(restart::later(now, grace), Then::Remove);
@@ -227,6 +236,15 @@ impl Machine {
             Phase::Waiting | Phase::Ended => {}
         }
         Vec::new()
+    }
+
+    fn overused(&mut self, overuse: Overuse, now: Timestamp) -> Vec<Step> {
+        if self.stage != Stage::Active {
+            return Vec::new();
+        }
+        let mut steps = vec![Step::AnnounceEviction(overuse)];
+        steps.extend(self.stop(restart::later(now, EVICTION_GRACE), Then::Keep(Cause::Evicted(overuse))));
+        steps
     }
 
     /// Begins to end the pod, or hastens its end.

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    pod::restart::RestartPolicy,
+    pod::{restart::RestartPolicy, storage::Overuse},
     runtime::{ContainerExit, Signal},
 };
 
@@ -226,6 +226,20 @@ fn the_deadline_ends_the_pod_but_keeps_its_status() {
 }
 
 #[test]
+fn a_pod_that_takes_too_much_is_ended_at_once_and_keeps_its_status() {
+    let mut machine = running(RestartPolicy::Always);
+    assert_eq!(
+        machine.handle(Event::Overused(Overuse::Pod), at(60)),
+        [Step::AnnounceEviction(Overuse::Pod), Step::CancelImages, Step::CancelStarts, Step::Signal(0, Signal::Stop)]
+    );
+    // Measured once more while it ends.
+    assert_eq!(machine.handle(Event::Overused(Overuse::Container(0)), at(60)), []);
+    assert_eq!(machine.handle(Event::Tick, at(61)), [Step::Signal(0, Signal::Kill)]);
+    machine.handle(Event::Exited(0, exit(137, 61)), at(61));
+    assert_eq!(machine.stage, Stage::Terminal(Cause::Evicted(Overuse::Pod)));
+}
+
+#[test]
 fn volumes_that_were_never_made_are_not_used_whatever_comes_meanwhile() {
     let mut machine = Machine::new(plan(&[App], RestartPolicy::Always));
     for event in [Event::Tick, Event::SandboxReady, Event::ImageReady(0)] {
@@ -289,6 +303,7 @@ fn events(containers: usize) -> impl Strategy<Value = Event> {
         (index, 0_i32..3, 0_i64..1000).prop_map(|(i, code, s)| Event::Exited(i, exit(code, s))),
         Just(Event::Updated),
         (0..=containers).prop_map(Event::Replaced),
+        Just(Event::Overused(Overuse::Pod)),
         (0_u64..100).prop_map(|s| Event::Stop(Some(Duration::from_secs(s)))),
         Just(Event::SandboxReleased),
         Just(Event::SandboxReleaseFailed),
@@ -330,7 +345,11 @@ fn obey(machine: &mut Machine, step: Step, now: Timestamp) -> Vec<Step> {
             return steps;
         }
         Step::Signal(index, _) | Step::Replace(index) => Event::Exited(index, exit(143, 0)),
-        Step::RemoveEnded(_) | Step::AnnouncePullBackOff(_) | Step::AnnounceCrashLoop(_) | Step::AnnounceDeadline => {
+        Step::RemoveEnded(_)
+        | Step::AnnouncePullBackOff(_)
+        | Step::AnnounceCrashLoop(_)
+        | Step::AnnounceDeadline
+        | Step::AnnounceEviction(_) => {
             return Vec::new();
         }
         Step::ReleaseSandbox => Event::SandboxReleased,

@@ -8,6 +8,7 @@ use super::{cause, is_final};
 use crate::pod::{
     lifecycle::{Cause, ContainerKind, Machine, Node, Phase},
     restart::RestartPolicy,
+    storage,
 };
 
 /// Phase, reason and message. A terminal phase never changes.
@@ -20,9 +21,15 @@ pub(super) fn phase(
     if let Some(told) = told {
         return (known(told.phase.as_deref()), told.reason.clone(), told.message.clone());
     }
-    if cause(machine) == Some(Cause::DeadlineExceeded) {
-        let message = "Pod was active on the node longer than the specified deadline";
-        return ("Failed", Some("DeadlineExceeded".to_owned()), Some(message.to_owned()));
+    match cause(machine) {
+        Some(Cause::DeadlineExceeded) => {
+            let message = "Pod was active on the node longer than the specified deadline";
+            return ("Failed", Some("DeadlineExceeded".to_owned()), Some(message.to_owned()));
+        }
+        Some(Cause::Evicted(overuse)) => {
+            return ("Failed", Some("Evicted".to_owned()), Some(storage::message(pod, overuse)));
+        }
+        Some(Cause::Finished) | None => {}
     }
     let phase = if machine.is_terminated() { end(machine) } else { alive(machine) };
     if previous.phase.as_deref() == Some(phase) {

@@ -475,3 +475,37 @@ async fn an_agent_that_ends_does_not_say_that_a_pod_is_not_there() {
     supervisor.tasks.join_next().await.unwrap().unwrap();
     assert!(matches!(supervisor.stop("u1".into(), None), Err(RequestError::ShuttingDown)));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_takes_more_of_the_disk_than_it_may_is_evicted() {
+    let mut bench = Bench::new().await;
+    let mut spec = one("Always");
+    spec["containers"][0]["resources"] = json!({"limits": {"ephemeral-storage": "1Gi"}});
+    bench.run(spec).await;
+    bench.until(|snapshot| phase(snapshot) == "Running").await;
+    let begun = tokio::time::Instant::now();
+    bench.host.write("app", 1 << 30);
+    // It is measured again and again, and has what it may have.
+    let host = Arc::clone(&bench.host);
+    host.asked.subscribe().wait_for(|_| host.count("measure container") == 3).await.unwrap();
+    assert_eq!(bench.host.count("signal"), 0);
+    bench.host.write("app", (1 << 30) + 1);
+    let ended = bench.until(|snapshot| snapshot.terminated).await;
+    assert!((30..42).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+    let message = "Pod ephemeral local storage usage exceeds the total limit of containers 1Gi. ";
+    assert_eq!(phase(&ended), "Failed");
+    assert_eq!((ended.status.reason.as_deref(), ended.status.message.as_deref()), (Some("Evicted"), Some(message)));
+    assert!(bench.drain_events().contains(&format!("Evicted: {message}")));
+    assert!(bench.pods.stop("u1".into(), None).await.unwrap());
+    let last = bench.until_gone().await;
+    assert_eq!(last.status.reason.as_deref(), Some("Evicted"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_without_a_limit_is_not_measured() {
+    let mut bench = Bench::new().await;
+    bench.run(one("Always")).await;
+    bench.until(|snapshot| phase(snapshot) == "Running").await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(bench.host.count("measure"), 0);
+}

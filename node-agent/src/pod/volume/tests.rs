@@ -125,3 +125,18 @@ fn a_missing_object_is_named_as_a_kubelet_names_it() {
         tear_down(&bench.folders).unwrap();
     });
 }
+
+#[test]
+fn what_is_on_disk_is_measured_and_what_is_in_memory_is_not() {
+    on_test_host(async || {
+        let bench = Bench::new(json!({}));
+        bench.set_up(&[("a", "1")]).unwrap();
+        fs::write(bench.folders.disk.join("volumes/scratch/file"), vec![1; 1 << 20]).unwrap();
+        fs::write(bench.folders.memory.join("volumes/fast/file"), vec![1; 1 << 19]).unwrap();
+        let used = disk_use(&bench.folders).unwrap();
+        assert_eq!(used.keys().collect::<Vec<_>>(), ["scratch"]);
+        assert!((1 << 20..2 << 20).contains(&used["scratch"]), "{used:?}");
+        tear_down(&bench.folders).unwrap();
+        assert!(disk_use(&bench.folders).unwrap().is_empty());
+    });
+}

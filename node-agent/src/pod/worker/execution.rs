@@ -52,6 +52,7 @@ impl Worker {
             Step::AnnouncePullBackOff(_)
             | Step::AnnounceCrashLoop(_)
             | Step::AnnounceDeadline
+            | Step::AnnounceEviction(_)
             | Step::CancelImages
             | Step::CancelStarts => {}
         }

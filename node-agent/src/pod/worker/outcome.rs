@@ -16,6 +16,7 @@ use crate::{
         lifecycle::{Event, Failure, Run},
         network_files::{self, ResolvConf},
         status,
+        storage::DiskUse,
     },
     runtime::{Container, ContainerExit, ContainerId, ContainerState, RuntimeError},
     sandbox::{Sandbox, SandboxError},
@@ -53,6 +54,10 @@ pub(crate) enum Outcome {
     Removed(ContainerId, Result<(), RuntimeError>),
     /// A signal was sent, or not.
     Signalled(usize, Result<(), RuntimeError>),
+    /// It is time to measure what the pod takes of the disk.
+    MeasureDue,
+    /// What it takes, if that could be found out.
+    Measured(Option<DiskUse>),
     /// A step that only succeeds or fails: the event, and why it failed.
     Done(Event, Option<String>),
 }
@@ -106,6 +111,8 @@ impl Worker {
                     warn!(pod_uid = self.identity.uid, index, error = %Chain(&error), "signal container");
                 }
             }
+            Outcome::MeasureDue => self.measure(),
+            Outcome::Measured(used) => self.take_measure(used),
             Outcome::Done(event, failure) => {
                 if let Some(failure) = failure {
                     warn!(pod_uid = self.identity.uid, ?event, error = failure, "step of pod failed");

@@ -152,6 +152,20 @@ async fn removal_leaves_nothing_but_the_log(#[values("crun", "runc")] runtime: &
 
 #[rstest]
 #[tokio::test]
+async fn what_a_container_has_written_is_measured(#[values("crun", "runc")] runtime: &'static str) {
+    let bench = Bench::new(runtime);
+    let runtime = bench.open().await;
+    let script = "dd if=/dev/zero of=/tmp/file bs=1024 count=2048 2>/dev/null; echo ready; sleep 1000";
+    let container = runtime.start(bench.shell("c1", script), BTreeMap::new()).await.unwrap();
+    eventually("it says that it is ready", || bench.lines("c1") == ["ready"]).await;
+    let bytes = runtime.disk_use(&container.id).await.unwrap();
+    assert!((2 << 20..3 << 20).contains(&bytes), "{bytes}");
+    runtime.remove(&container.id).await.unwrap();
+    assert!(matches!(runtime.disk_use(&container.id).await, Err(RuntimeError::NotFound(_))));
+}
+
+#[rstest]
+#[tokio::test]
 async fn a_terminal_is_one(#[values("crun", "runc")] runtime: &'static str) {
     let bench = Bench::new(runtime);
     let runtime = bench.open().await;
