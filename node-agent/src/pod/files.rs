@@ -215,18 +215,68 @@ fn message_file(folders: &PodFolders, container: &str, attempt: u32) -> PathBuf 
     folders.disk.join(MESSAGES).join(container).join(attempt.to_string())
 }
 
-/// Writes a file that containers share, unless it is there: they may have changed it since.
+/// Writes a file that containers share, unless it is there: they may have changed it since. Containers of a pod start side by
+/// side, and all of them get the one file that was first.
 fn write_once(path: &Path, content: &[u8], mode: u32) -> Result<(), FilesError> {
     if path.exists() {
         return Ok(());
     }
-    let error = |action, source| FilesError::Io { action, path: path.to_owned(), source };
+    let error = |action| move |source| FilesError::Io { action, path: path.to_owned(), source };
     if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder).map_err(|source| error("create the folder of", source))?;
+        fs::create_dir_all(folder).map_err(error("create the folder of"))?;
     }
-    let unfinished = path.with_extension("unfinished");
-    fs::write(&unfinished, content).map_err(|source| error("write", source))?;
-    let mode = fs::Permissions::from_mode(mode);
-    fs::set_permissions(&unfinished, mode).map_err(|source| error("set the mode of", source))?;
-    fs::rename(&unfinished, path).map_err(|source| error("write", source))
+    let unfinished = path.with_extension(format!("{:x}.unfinished", rand::random::<u64>()));
+    fs::write(&unfinished, content).map_err(error("write"))?;
+    fs::set_permissions(&unfinished, fs::Permissions::from_mode(mode)).map_err(error("set the mode of"))?;
+    // A rename would take the place of a file that another container has mounted by now.
+    let linked = match fs::hard_link(&unfinished, path) {
+        Err(source) if source.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        linked => linked.map_err(error("write")),
+    };
+    fs::remove_file(&unfinished).map_err(error("write"))?;
+    linked
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{net::Ipv4Addr, os::unix::fs::MetadataExt as _, sync::Barrier, thread};
+
+    use super::*;
+    use crate::pod::fakes;
+
+    #[test]
+    fn containers_that_start_side_by_side_share_their_files() {
+        const CONTAINERS: usize = 8;
+        let dir = tempfile::tempdir().unwrap();
+        let names: Vec<String> = (0..CONTAINERS).map(|index| format!("c{index}")).collect();
+        let containers: Vec<_> = names.iter().map(|name| serde_json::json!({"name": name})).collect();
+        let settings = fakes::settings(dir.path());
+        let files = HostFiles {
+            memory: dir.path().join("memory"),
+            disk: dir.path().join("disk"),
+            dns: settings.dns,
+            node: settings.node,
+        };
+        for round in 0..100 {
+            let wish = fakes::wish(&format!("u{round}"), serde_json::json!({"containers": containers}));
+            let (ready, at_once) = (files.set_up(&wish).unwrap(), Barrier::new(CONTAINERS));
+            let ips = [IpAddr::V4(Ipv4Addr::new(10, 0, 0, 7))];
+            let hosts: Vec<u64> = thread::scope(|scope| {
+                let start = |container| {
+                    let (ready, at_once, wish, ips) = (&ready, &at_once, &wish, &ips);
+                    scope.spawn(move || {
+                        at_once.wait();
+                        let mounts = ready.mounts_for(wish, container, 0, ips).unwrap();
+                        let hosts = mounts.iter().find(|mount| mount.destination.ends_with("hosts")).unwrap();
+                        fs::metadata(&hosts.source).unwrap().ino()
+                    })
+                };
+                let started: Vec<_> = wish.containers().map(start).collect();
+                started.into_iter().map(|started| started.join().unwrap()).collect()
+            });
+            assert!(hosts.iter().all(|inode| *inode == hosts[0]), "one file for all: {hosts:?}");
+            assert_eq!(fs::read_dir(files.memory.join(format!("u{round}/etc"))).unwrap().count(), 3);
+            files.tear_down(&format!("u{round}")).unwrap();
+        }
+    }
 }
