@@ -43,6 +43,9 @@ pub struct Config {
     /// The address that pods reach the API server at, behind `kubernetes.default`. Must not be a loopback address. None
     /// takes the machine's own.
     pub advertise_address: Option<Ipv4Addr>,
+    /// Whether the API server asks a kubelet API for a certificate of the cluster's authority; installers of clusters mostly
+    /// leave that out.
+    pub verify_kubelets: bool,
     /// TCP ports.
     pub ports: Ports,
     /// Addresses of Services.
@@ -75,6 +78,7 @@ impl Config {
             programs: programs.to_owned(),
             bind_address: Ipv4Addr::LOCALHOST,
             advertise_address: None,
+            verify_kubelets: true,
             ports: Ports { api: 6443, etcd_client: 2379, etcd_peer: 2380 },
             service_cidr: "10.96.0.0/16".to_owned(),
             service_ip: Ipv4Addr::new(10, 96, 0, 1),

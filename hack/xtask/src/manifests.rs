@@ -18,9 +18,20 @@ pub const MANAGER: &str = "larder-hack";
 /// # Errors
 /// When the kubeconfig is not one.
 pub async fn client(kubeconfig: &Path) -> anyhow::Result<Client> {
+    Ok(Client::try_from(config(kubeconfig).await?)?)
+}
+
+/// The same, but one that tells a refusal when it comes instead of asking again for half a minute.
+///
+/// # Errors
+/// When the kubeconfig is not one.
+pub async fn client_that_asks_once(kubeconfig: &Path) -> anyhow::Result<Client> {
+    Ok(Client::try_from(kube::Config { default_retry: false, ..config(kubeconfig).await? })?)
+}
+
+async fn config(kubeconfig: &Path) -> anyhow::Result<kube::Config> {
     let file = Kubeconfig::read_from(kubeconfig).with_context(|| format!("read {}", kubeconfig.display()))?;
-    let config = kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?;
-    Ok(Client::try_from(config)?)
+    Ok(kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?)
 }
 
 /// The objects in a YAML text of one or more documents.

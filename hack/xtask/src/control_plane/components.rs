@@ -59,13 +59,13 @@ pub(super) fn api_server(config: &Config, cluster: &Authority, files: &Files) ->
         .flag("--service-account-issuer", format!("https://kubernetes.default.svc.{}", config.cluster_domain))
         .flag("--service-account-key-file", files.token_public_key.display())
         .flag("--service-account-signing-key-file", files.token_key.display())
-        // It proves itself to a node, and asks the node's kubelet API to prove itself.
+        // It proves itself to a node, and may ask the node's kubelet API to prove itself.
         .flag("--kubelet-client-certificate", files.kubelet_client.certificate.display())
         .flag("--kubelet-client-key", files.kubelet_client.key.display())
-        .flag("--kubelet-certificate-authority", &authority)
         .flag("--kubelet-preferred-address-types", "InternalIP,Hostname")
         .arg("--allow-privileged=true")
         .arg("--profiling=false");
+    let spec = if config.verify_kubelets { spec.flag("--kubelet-certificate-authority", &authority) } else { spec };
     match config.advertise_address {
         Some(address) => spec.flag("--advertise-address", address),
         None => spec,

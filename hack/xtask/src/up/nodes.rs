@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::Client;
 use kube::api::{Api, PostParams};
 use kube::runtime::wait::await_condition;
 use serde_json::json;
@@ -41,8 +42,9 @@ pub(super) async fn start(layout: &Layout, settings: &Settings, cluster: &Cluste
     if let (Some(control_plane), Some(first)) = (&cluster.control_plane, agents.first()) {
         step("start kube-proxy", async { kube_proxy::start(control_plane.config(), &first.node) }).await?;
     }
+    let client = manifests::client_that_asks_once(&layout.kubeconfig()).await?;
     for agent in &agents {
-        check_reached(settings, cluster, &agent.node).await;
+        check_reached(settings, &client, &agent.node).await;
     }
     Ok(())
 }
@@ -107,20 +109,21 @@ fn is_ready(node: &Node) -> bool {
 }
 
 /// Says so when the API server cannot reach the provider: logs and exec would not work, nor the webhook. The pods would.
-async fn check_reached(settings: &Settings, cluster: &Cluster, node: &str) {
+async fn check_reached(settings: &Settings, client: &Client, node: &str) {
     let address = settings.node_ip;
     let path = format!("/api/v1/nodes/{node}/proxy/healthz");
     let healthz = async {
         let request = http::Request::get(path).body(Vec::new())?;
-        Ok::<_, anyhow::Error>(cluster.client.request_text(request).await?)
+        Ok::<_, anyhow::Error>(client.request_text(request).await?)
     };
     if let Some(cause) = failure(tokio::time::timeout(Duration::from_secs(15), healthz).await) {
         note(&format!(
             "!! the API server cannot reach the kubelet API of {node} at {address}:{KUBELET_PORT}, so kubectl logs and exec \
-             will not work: {cause}\n!! make that address reachable from it, or name another with --node-ip"
+             will not work: {cause}\n!! make that address reachable from it, or name another with --node-ip; an API server that \
+             verifies certificates of kubelets needs a provider with one that it trusts (--tls-cert-file)"
         ));
     }
-    if let Some(cause) = failure(tokio::time::timeout(Duration::from_secs(15), is_mutated(cluster)).await) {
+    if let Some(cause) = failure(tokio::time::timeout(Duration::from_secs(15), is_mutated(client)).await) {
         note(&format!(
             "!! the API server cannot reach the webhook, so pods labelled alibabacloud.com/eci: \"true\" are not sent to the \
              virtual node by themselves: {cause}\n!! give them nodeSelector type: virtual-kubelet and the toleration of \
@@ -139,12 +142,12 @@ fn failure<T>(result: Result<anyhow::Result<T>, tokio::time::error::Elapsed>) ->
 
 /// Asks for a pod that is not kept, until admission changes it. Registering the webhook and the API server's taking note
 /// of it are not events that anybody can watch.
-async fn is_mutated(cluster: &Cluster) -> anyhow::Result<()> {
+async fn is_mutated(client: &Client) -> anyhow::Result<()> {
     let pod: Pod = serde_json::from_value(json!({
         "metadata": { "name": "larder-webhook-probe", "labels": { "alibabacloud.com/eci": "true" } },
         "spec": { "automountServiceAccountToken": false, "containers": [{ "name": "probe", "image": "probe" }] },
     }))?;
-    let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), "default");
+    let pods: Api<Pod> = Api::namespaced(client.clone(), "default");
     let params = PostParams { dry_run: true, ..PostParams::default() };
     let deadline = Instant::now() + WEBHOOK;
     loop {
