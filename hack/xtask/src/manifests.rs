@@ -26,7 +26,9 @@ pub async fn client(kubeconfig: &Path) -> anyhow::Result<Client> {
 /// # Errors
 /// When the kubeconfig is not one.
 pub async fn client_that_asks_once(kubeconfig: &Path) -> anyhow::Result<Client> {
-    Ok(Client::try_from(kube::Config { default_retry: false, ..config(kubeconfig).await? })?)
+    let mut config = config(kubeconfig).await?;
+    config.default_retry = false;
+    Ok(Client::try_from(config)?)
 }
 
 async fn config(kubeconfig: &Path) -> anyhow::Result<kube::Config> {
