@@ -17,6 +17,8 @@ use larder_dev::footprint::Footprint;
 use larder_dev::up::layout::{Layout, Settings};
 use larder_dev::{manifests, workspace};
 use larder_e2e::scene::is_ready;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
 
@@ -53,17 +55,43 @@ async fn settled(before: &Footprint) -> anyhow::Result<()> {
 async fn up_and_down_leave_nothing() -> anyhow::Result<()> {
     let _machine = MACHINE.lock().await;
     let layout = Layout::new(&workspace::state());
-    ensure!(Settings::read(&layout).is_none(), "a cluster is up on this machine; run hack/down first");
+    ensure!(Settings::read(&layout)?.is_none(), "a cluster is up on this machine; run hack/down first");
     let before = Footprint::take()?;
-    for _ in 0..2 {
-        hack("up", &["--nodes", "2"])?;
-        ensure!(!Footprint::take()?.since(&before).is_empty(), "a cluster that is up has a footprint");
-        let again = Instant::now();
-        hack("up", &["--nodes", "2"])?;
-        ensure!(again.elapsed() < SECOND_CALL, "the second call took {:?}", again.elapsed());
-        hack("down", &[])?;
-        settled(&before).await?;
-    }
+    let said = hack("up", &[])?;
+    ensure!(!said.contains("!!"), "nothing is amiss:\n{said}");
+    keeps_its_promise(&said).await?;
+    ensure!(!Footprint::take()?.since(&before).is_empty(), "a cluster that is up has a footprint");
+    let grown = hack("up", &["--nodes", "2"])?;
+    ensure!(grown.contains("virtual-node-eci-1 "), "a second node joins a cluster that is up:\n{grown}");
+    let again = Instant::now();
+    hack("up", &["--nodes", "2"])?;
+    ensure!(again.elapsed() < SECOND_CALL, "the second call took {:?}", again.elapsed());
+    hack("down", &[])?;
+    settled(&before).await?;
+    ensure!(layout.agents().exists(), "stores outlive the cluster");
+    hack("up", &["--nodes", "2", "--empty"])?;
+    hack("down", &["--purge"])?;
+    settled(&before).await?;
+    ensure!(!layout.agents().exists() && !layout.images().exists(), "--purge removes the stores");
+    Ok(())
+}
+
+/// What `hack/up` ends with is so: both Deployments run, their start was timed, nginx answers and logs are read.
+async fn keeps_its_promise(said: &str) -> anyhow::Result<()> {
+    let running = said.lines().filter(|line| line.contains("pod/test-") && line.contains(" 2/2 "));
+    ensure!(running.filter(|line| line.contains(" Running ")).count() == 4, "two Deployments of two pods:\n{said}");
+    let times = said.lines().skip_while(|line| !line.contains("READY AFTER")).filter(|line| line.ends_with("ms "));
+    ensure!(times.count() == 4, "four pods were timed:\n{said}");
+    let page = said.lines().find_map(|line| line.trim().strip_prefix("curl http://"));
+    let address = page.context("a page to ask for")?.trim_end_matches('/');
+    let mut page = TcpStream::connect((address, 80)).await.context("reach nginx from the host")?;
+    page.write_all(b"GET / HTTP/1.0\r\n\r\n").await?;
+    let mut answer = String::new();
+    page.read_to_string(&mut answer).await?;
+    ensure!(answer.starts_with("HTTP/1.1 200 "), "{answer:?}");
+    let seen = hack("kubectl", &["logs", "deployment/test", "--all-pods", "--container", "nginx"])?;
+    ensure!(seen.contains("\"GET / HTTP/1.0\" 200"), "nginx logs its visitor:\n{seen}");
+    hack("kubectl", &["logs", "deployment/test", "--container", "busybox"])?;
     Ok(())
 }
 
@@ -73,7 +101,7 @@ struct Foreign(ControlPlane);
 impl Drop for Foreign {
     fn drop(&mut self) {
         // The test has failed or is over: what went wrong has been said, and what stays is seen by the next test.
-        if Settings::read(&Layout::new(&workspace::state())).is_some() {
+        if !matches!(Settings::read(&Layout::new(&workspace::state())), Ok(None)) {
             drop(hack("down", &[]));
         }
         drop(self.0.stop());
@@ -104,14 +132,15 @@ async fn a_cluster_that_is_there_is_joined_and_left() -> anyhow::Result<()> {
     let ready = |pod: &&Pod| is_ready(pod);
     let sample = pods.list(&ListParams::default().labels("app=nginx")).await?.items;
     ensure!(sample.iter().filter(ready).count() == 4, "both Deployments run two pods each:\n{said}");
-    let name = sample.iter().find(|pod| pod.metadata.namespace.as_deref() == Some("default"));
+    let name = sample.iter().find(|pod| pod.metadata.namespace.as_deref() == Some("larder-sample"));
     let name = name.and_then(|pod| pod.metadata.name.clone()).context("a pod of the first Deployment")?;
     let params = LogParams { container: Some("busybox".into()), ..LogParams::default() };
-    Api::<Pod>::default_namespaced(client.clone()).logs(&name, &params).await.context("read a log")?;
+    Api::<Pod>::namespaced(client.clone(), "larder-sample").logs(&name, &params).await.context("read a log")?;
 
     hack("down", &[])?;
     ensure!(nodes.list(&ListParams::default()).await?.items.is_empty(), "the virtual node is gone");
     ensure!(webhooks.list(&ListParams::default()).await?.items.is_empty(), "the webhook is gone");
+    ensure!(pods.list(&ListParams::default()).await?.items.is_empty(), "no pod is left");
     settled(&before).await?;
 
     hack("up", &["--kubeconfig", kubeconfig, "--empty"])?;

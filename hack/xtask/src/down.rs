@@ -9,7 +9,11 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
+use k8s_openapi::api::core::v1::Namespace;
+use kube::Client;
+use kube::api::Api;
+use kube::runtime::wait::await_condition;
 use rustix::process::geteuid;
 
 use crate::console::{blocking_step, note, say, step};
@@ -21,6 +25,9 @@ use crate::{manifests, process, registry, workspace};
 
 /// How long an agent or the provider gets to end by itself.
 const GRACE: Duration = Duration::from_secs(20);
+
+/// How long somebody else's cluster gets to remove what was ours.
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// What in the state folder belongs to one life of the cluster.
 const STATE: [&str; 9] = [
@@ -68,9 +75,9 @@ pub fn monitors(run_dir: &Path) -> std::collections::BTreeSet<i32> {
 /// # Errors
 /// When something does not end or cannot be removed.
 pub async fn run(args: Args) -> anyhow::Result<()> {
-    anyhow::ensure!(geteuid().is_root(), "what hack/up started runs as root: run this as root");
+    ensure!(geteuid().is_root(), "what hack/up started runs as root: run this as root");
     let layout = Layout::new(&workspace::state());
-    let settings = Settings::read(&layout);
+    let settings = Settings::read(&layout)?;
     if let Some(settings) = &settings {
         // A cluster that is gone for good must not keep this machine from being cleared.
         if let Some(file) = &settings.external
@@ -86,6 +93,12 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         let (layout, settings) = (layout.clone(), settings.clone());
         blocking_step("end processes and containers", move || end(&layout, &settings)).await?;
     } else {
+        let running = process::all(&layout.run());
+        ensure!(
+            running.is_empty(),
+            "{} is gone, but processes of a cluster run: {running:?}",
+            Settings::file(&layout).display()
+        );
         say("no cluster is up");
     }
     remove(layout.state(), &STATE)?;
@@ -97,7 +110,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
 
 /// Ends everything on this machine.
 fn end(layout: &Layout, settings: &Settings) -> anyhow::Result<()> {
-    let agents: Vec<Agent> = (0..settings.nodes).map(|index| layout.agent(index)).collect();
+    let agents: Vec<Agent> = (0..settings.nodes).map(|index| settings.agent(layout, index)).collect();
     for name in std::iter::once(Provider::NAME.to_owned()).chain(agents.iter().map(Agent::name)) {
         if let Some(process) = process::find(&layout.run(), &name) {
             process.stop(GRACE)?;
@@ -123,23 +136,35 @@ fn end(layout: &Layout, settings: &Settings) -> anyhow::Result<()> {
 async fn leave(layout: &Layout, settings: &Settings) -> anyhow::Result<()> {
     let client = manifests::client(&layout.kubeconfig()).await?;
     client.apiserver_version().await.context("the API server does not answer")?;
-    for (name, namespace) in [("sample/pinned.yaml", sample::PINNED), ("sample/automatic.yaml", "default")] {
-        manifests::delete_own(&client, &read(name)?, namespace, manifests::MANAGER).await?;
-    }
+    let nodes: Vec<String> = (0..settings.nodes).map(|index| settings.agent(layout, index).node).collect();
+    let namespaces = sample::Namespaces::of(settings);
+    manifests::delete_own(&client, &namespaces.manifests(), "default", manifests::MANAGER).await?;
+    // Before the provider ends: nobody else says that a pod's processes are gone.
+    namespaces_are_gone(&client, &[namespaces.automatic, namespaces.pinned]).await;
     if let Some(process) = process::find(&layout.run(), Provider::NAME) {
         process.stop(GRACE)?;
     }
     // Only now: while the provider runs, it puts its webhook back. Nothing answers it any more.
     manifests::delete_own(&client, WEBHOOK, "default", Provider::NAME).await?;
-    manifests::delete_own(&client, &sample::namespace(), "default", manifests::MANAGER).await?;
-    for index in 0..settings.nodes {
-        let node = format!("apiVersion: v1\nkind: Node\nmetadata:\n  name: {}\n", layout.agent(index).node);
+    for node in nodes {
+        let node = format!("apiVersion: v1\nkind: Node\nmetadata:\n  name: {node}\n");
         manifests::delete(&client, &node, "default").await?;
     }
     for name in ["provider-token.yaml", "rbac.yaml", "namespace.yaml"] {
         manifests::delete(&client, &read(name)?, "larder-system").await?;
     }
+    // What comes back at once must not find it on its way out.
+    namespaces_are_gone(&client, &["larder-system"]).await;
     Ok(())
+}
+
+/// Waits until these namespaces are gone, and says so when they stay.
+async fn namespaces_are_gone(client: &Client, names: &[&str]) {
+    let all = Api::<Namespace>::all(client.clone());
+    let gone = names.iter().map(|name| await_condition(all.clone(), name, |found: Option<&Namespace>| found.is_none()));
+    if tokio::time::timeout(DEADLINE, futures::future::join_all(gone)).await.is_err() {
+        note(&format!("!! of the namespaces {} some are still being deleted", names.join(", ")));
+    }
 }
 
 fn read(name: &str) -> anyhow::Result<String> {

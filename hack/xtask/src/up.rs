@@ -9,6 +9,7 @@ pub(crate) mod guard;
 pub(crate) mod sample;
 
 mod cluster;
+mod guest;
 mod images;
 mod nodes;
 mod report;
@@ -36,6 +37,12 @@ pub struct Args {
     /// The address that the API server reaches this machine at (default: the one this machine reaches others from)
     #[arg(long, value_name = "IP")]
     node_ip: Option<std::net::Ipv4Addr>,
+    /// What the virtual nodes are called before their number, in a cluster that is there [default: virtual-node-eci]
+    #[arg(long, value_name = "NAME", requires = "kubeconfig")]
+    node_name: Option<String>,
+    /// Addresses of our pods in a cluster that is there, a /24 an agent; no other node's [default: 10.245.0.0/16]
+    #[arg(long, value_name = "CIDR", requires = "kubeconfig")]
+    pod_cidr: Option<ipnet::Ipv4Net>,
     /// Do not apply the sample Deployments
     #[arg(long)]
     empty: bool,
@@ -56,8 +63,8 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     images::serve(&layout).await?;
     let cluster = Cluster::connect(&layout, &settings).await?;
     nodes::start(&layout, &settings, &cluster).await?;
-    let stopwatch = if args.empty { None } else { Some(sample::run(&layout, &cluster).await?) };
-    report::show(&layout, &cluster, stopwatch.as_ref()).await
+    let stopwatch = if args.empty { None } else { Some(sample::run(&layout, &settings, &cluster).await?) };
+    report::show(&layout, &settings, &cluster, stopwatch.as_ref()).await
 }
 
 /// What this cluster is, from the command line and from what runs already.
@@ -71,15 +78,25 @@ async fn settings(layout: &Layout, args: &Args) -> anyhow::Result<Settings> {
         (None, Some(file)) => layout::own_address(Some(&cluster::server_address(file).await?)),
         (None, None) => layout::own_address(None),
     };
-    let wanted = Settings::new(args.nodes, external, node_ip)?;
-    let Some(running) = Settings::read(layout) else { return Ok(wanted) };
+    let mut wanted = Settings::new(args.nodes, external, node_ip)?;
+    if let Some(name) = &args.node_name {
+        wanted.node_name.clone_from(name);
+    }
+    wanted.pods = args.pod_cidr.map_or(wanted.pods, |pods| pods.trunc());
+    wanted.check()?;
+    let Some(running) = Settings::read(layout)? else { return Ok(wanted) };
     ensure!(
         running.external == wanted.external,
         "a cluster of another kind is up (control plane: {}); run hack/down first",
         running.external.as_deref().map_or_else(|| "embedded".into(), |file| file.display().to_string()),
     );
     ensure!(running.nodes <= wanted.nodes, "{} nodes are up; to have fewer run hack/down first", running.nodes);
-    Ok(Settings { nodes: wanted.nodes, ..running })
+    let moved = (args.node_name.is_some() && wanted.node_name != running.node_name)
+        || (args.pod_cidr.is_some() && wanted.pods != running.pods);
+    ensure!(!moved, "nodes are up as {}-0 with pods in {}; run hack/down first", running.node_name, running.pods);
+    let settings = Settings { nodes: wanted.nodes, node_ip: args.node_ip.unwrap_or(running.node_ip), ..running };
+    settings.check()?;
+    Ok(settings)
 }
 
 /// Builds what the cluster consists of.

@@ -42,7 +42,7 @@ impl Ground {
     /// Brings a cluster up if there is none, and takes its first node for the bench.
     pub(super) async fn take() -> Result<Self> {
         let layout = Layout::new(&workspace::state());
-        let brought_up = Settings::read(&layout).is_none();
+        let brought_up = Settings::read(&layout)?.is_none();
         if brought_up {
             this_program(&["up", "--empty"]).await?;
         }

@@ -14,8 +14,8 @@ use kube::config::Kubeconfig;
 use kube::runtime::wait::{await_condition, conditions};
 use kube::{Client, Config};
 
-use super::guard;
 use super::layout::{FIRST_GATEWAY, Layout, Settings};
+use super::{guard, guest};
 use crate::console::step;
 use crate::control_plane::{self, ControlPlane};
 use crate::kubeconfig::{self, Identity};
@@ -47,7 +47,7 @@ impl Cluster {
     pub(super) async fn connect(layout: &Layout, settings: &Settings) -> anyhow::Result<Self> {
         let cluster = match &settings.external {
             None => step("start the control plane", start_embedded(layout, settings)).await?,
-            Some(file) => step("reach the cluster", reach(layout, file)).await?,
+            Some(file) => step("reach the cluster", reach(layout, settings, file)).await?,
         };
         step("apply definitions and rights", async {
             cluster.apply_manifests().await?;
@@ -131,12 +131,13 @@ async fn start_embedded(layout: &Layout, settings: &Settings) -> anyhow::Result<
     })
 }
 
-async fn reach(layout: &Layout, file: &Path) -> anyhow::Result<Cluster> {
+async fn reach(layout: &Layout, settings: &Settings, file: &Path) -> anyhow::Result<Cluster> {
     let text = fs::read(file).with_context(|| format!("read {}", file.display()))?;
     write_private(&layout.kubeconfig(), &text)?;
     let client = manifests::client(&layout.kubeconfig()).await?;
     let version = client.apiserver_version().await.context("reach the API server")?;
     crate::console::note(&format!(".. {} runs Kubernetes {}", file.display(), version.git_version));
+    guest::check(layout, settings, &client).await?;
     // Where every API server publishes who signs its certificate as a client.
     let maps: Api<ConfigMap> = Api::namespaced(client.clone(), "kube-system");
     let published = maps.get("extension-apiserver-authentication").await.context("read who signs the API server")?;

@@ -4,7 +4,8 @@ use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
+use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use crate::larder::{Agent, Listen};
@@ -92,18 +93,18 @@ impl Layout {
         workspace::target().join("release").join(program)
     }
 
-    /// The i-th agent.
+    /// The i-th agent of a cluster of ours; for one that may be somebody else's see [`Settings::agent`].
     #[must_use]
     pub fn agent(&self, index: u8) -> Agent {
         Agent {
             program: Self::release("larder-node-agent"),
             dir: self.run(),
-            node: format!("virtual-node-eci-{index}"),
+            node: format!("{NODE_NAME}-{index}"),
             root: self.agents().join(index.to_string()).join("root"),
             run_dir: PathBuf::from(format!("/run/larder/{index}")),
             log_root: PathBuf::from("/var/log/pods"),
             pod_cidr: format!("10.244.{index}.0/24"),
-            cluster_cidr: Some("10.244.0.0/16".to_owned()),
+            cluster_cidr: Some(OWN_PODS.to_string()),
             listen: Listen::Socket,
             bridge: format!("larder{index}"),
             cgroup_parent: format!("larder-{index}"),
@@ -114,6 +115,15 @@ impl Layout {
         }
     }
 }
+
+/// What virtual nodes are called before their number.
+pub const NODE_NAME: &str = "virtual-node-eci";
+/// Addresses of pods in a cluster of ours.
+pub const OWN_PODS: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 0, 0), 16);
+/// Addresses of our pods in somebody else's, unless others are named: not those that flannel and kind take by themselves.
+pub const GUEST_PODS: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 245, 0, 0), 16);
+/// The prefix length of one agent's addresses.
+const AGENT_PREFIX: u8 = 24;
 
 /// The address that the first agent's bridge has: it is on this machine, pods reach it, and it is not loopback.
 pub const FIRST_GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 1);
@@ -127,6 +137,10 @@ pub struct Settings {
     pub external: Option<PathBuf>,
     /// The address of the virtual nodes.
     pub node_ip: Ipv4Addr,
+    /// What the virtual nodes are called before their number.
+    pub node_name: String,
+    /// Addresses of the pods of all agents.
+    pub pods: Ipv4Net,
     /// What `net.ipv4.ip_forward` was before.
     pub ip_forward: String,
 }
@@ -135,20 +149,63 @@ impl Settings {
     /// Settings of a cluster that is not up yet.
     pub(super) fn new(nodes: u8, external: Option<PathBuf>, node_ip: Ipv4Addr) -> anyhow::Result<Self> {
         let ip_forward = fs::read_to_string(IP_FORWARD).with_context(|| format!("read {IP_FORWARD}"))?;
-        Ok(Self { nodes, external, node_ip, ip_forward: ip_forward.trim().to_owned() })
+        let pods = if external.is_some() { GUEST_PODS } else { OWN_PODS };
+        let (node_name, ip_forward) = (NODE_NAME.to_owned(), ip_forward.trim().to_owned());
+        Ok(Self { nodes, external, node_ip, node_name, pods, ip_forward })
+    }
+
+    /// Whether each agent has addresses.
+    ///
+    /// # Errors
+    /// When there are more agents than networks; the message says how many there are.
+    pub(super) fn check(&self) -> anyhow::Result<()> {
+        let networks = self.pods.subnets(AGENT_PREFIX).map_or(0, Iterator::count);
+        ensure!(
+            usize::from(self.nodes) <= networks,
+            "{} agents need a /{AGENT_PREFIX} each, and {} has {networks}: name more addresses with --pod-cidr",
+            self.nodes,
+            self.pods
+        );
+        Ok(())
+    }
+
+    /// The i-th agent.
+    #[must_use]
+    pub fn agent(&self, layout: &Layout, index: u8) -> Agent {
+        let own = layout.agent(index);
+        let network = self.pods.subnets(AGENT_PREFIX).ok().and_then(|mut all| all.nth(index.into()));
+        Agent {
+            node: format!("{}-{index}", self.node_name),
+            pod_cidr: network.map_or(own.pod_cidr, |network| network.to_string()),
+            cluster_cidr: Some(self.pods.to_string()),
+            ..own
+        }
     }
 
     /// What is up in this folder, if anything is.
-    #[must_use]
-    pub fn read(layout: &Layout) -> Option<Self> {
-        serde_json::from_slice(&fs::read(Self::file(layout)).ok()?).ok()
+    ///
+    /// # Errors
+    /// When something is and it cannot be read, so that nobody takes it for nothing.
+    pub fn read(layout: &Layout) -> anyhow::Result<Option<Self>> {
+        let file = Self::file(layout);
+        let text = match fs::read(&file) {
+            Ok(text) => text,
+            Err(err) if err.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(err) => return Err(err).with_context(|| format!("read {}", file.display())),
+        };
+        let settings = serde_json::from_slice(&text).with_context(|| {
+            format!("read {}: another version wrote it; run hack/down of the version that ran hack/up", file.display())
+        })?;
+        Ok(Some(settings))
     }
 
     /// Writes down what is up.
     pub(super) fn write(&self, layout: &Layout) -> anyhow::Result<()> {
         fs::create_dir_all(layout.state()).context("create the state folder")?;
-        let text = serde_json::to_vec_pretty(self)?;
-        fs::write(Self::file(layout), text).context("write down what is up")
+        let (file, text) = (Self::file(layout), serde_json::to_vec_pretty(self)?);
+        let fresh = file.with_extension("json.new");
+        // Renamed, so that it is whole or not there.
+        fs::write(&fresh, text).and_then(|()| fs::rename(&fresh, &file)).context("write down what is up")
     }
 
     /// The file that says what is up.
@@ -210,9 +267,31 @@ mod tests {
     fn settings_are_read_back() {
         let dir = tempfile::tempdir().expect("make a folder");
         let layout = Layout::new(dir.path());
-        assert_eq!(Settings::read(&layout), None);
+        assert_eq!(Settings::read(&layout).expect("read"), None);
         let settings = Settings::new(2, None, Ipv4Addr::LOCALHOST).expect("make settings");
         settings.write(&layout).expect("write");
-        assert_eq!(Settings::read(&layout), Some(settings));
+        assert_eq!(Settings::read(&layout).expect("read"), Some(settings));
+        fs::write(Settings::file(&layout), "{").expect("spoil it");
+        assert!(Settings::read(&layout).is_err(), "a cluster that may be up is not taken for none");
+    }
+
+    #[test]
+    fn agents_of_a_guest_have_the_addresses_and_names_that_were_asked_for() {
+        let layout = Layout::new(Path::new("/state"));
+        let guest = Settings::new(4, Some("/kubeconfig".into()), Ipv4Addr::LOCALHOST).expect("make settings");
+        let guest = Settings { pods: "10.9.4.0/22".parse().expect("a network"), node_name: "edge".to_owned(), ..guest };
+        let last = guest.agent(&layout, 3);
+        assert_eq!((last.node.as_str(), last.pod_cidr.as_str()), ("edge-3", "10.9.7.0/24"));
+        assert_eq!(last.cluster_cidr.as_deref(), Some("10.9.4.0/22"));
+        guest.check().expect("four networks for four agents");
+        let said = Settings { nodes: 5, ..guest }.check().expect_err("one too many").to_string();
+        assert!(said.contains("10.9.4.0/22 has 4"), "{said}");
+    }
+
+    #[test]
+    fn agents_of_an_own_cluster_are_the_same_either_way() {
+        let layout = Layout::new(Path::new("/state"));
+        let own = Settings::new(2, None, Ipv4Addr::LOCALHOST).expect("make settings");
+        assert_eq!(own.agent(&layout, 1).spec().args, layout.agent(1).spec().args);
     }
 }

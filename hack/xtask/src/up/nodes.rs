@@ -25,7 +25,7 @@ const READY: Duration = Duration::from_secs(60);
 
 /// Starts the agents, the provider and kube-proxy, and waits until every virtual node is Ready.
 pub(super) async fn start(layout: &Layout, settings: &Settings, cluster: &Cluster) -> anyhow::Result<()> {
-    let agents: Vec<Agent> = (0..settings.nodes).map(|index| layout.agent(index)).collect();
+    let agents: Vec<Agent> = (0..settings.nodes).map(|index| settings.agent(layout, index)).collect();
     let started = step("start the agents and the provider", async {
         let mut started = agents.iter().map(Agent::start).collect::<Result<Vec<_>, _>>()?;
         started.push(provider(layout, settings, cluster, &agents).start()?);

@@ -11,7 +11,8 @@ use kube::ResourceExt;
 use kube::api::{Api, ListParams};
 
 use super::cluster::Cluster;
-use super::layout::Layout;
+use super::layout::{Layout, Settings};
+use super::sample::Namespaces;
 use super::stopwatch::Stopwatch;
 use crate::console::say;
 use crate::prerequisites;
@@ -23,7 +24,12 @@ pub(super) fn kubectl(layout: &Layout) -> Option<PathBuf> {
 }
 
 /// Prints the report.
-pub(super) async fn show(layout: &Layout, cluster: &Cluster, stopwatch: Option<&Stopwatch>) -> anyhow::Result<()> {
+pub(super) async fn show(
+    layout: &Layout,
+    settings: &Settings,
+    cluster: &Cluster,
+    stopwatch: Option<&Stopwatch>,
+) -> anyhow::Result<()> {
     say("");
     let program = kubectl(layout).context("find kubectl")?;
     let status = Command::new(program)
@@ -35,13 +41,17 @@ pub(super) async fn show(layout: &Layout, cluster: &Cluster, stopwatch: Option<&
     ensure!(status.success(), "kubectl get: {status}");
     let pods: Api<Pod> = Api::all(cluster.client.clone());
     let mut sample = pods.list(&ListParams::default().labels("app=nginx")).await.context("list pods")?.items;
-    sample.retain(|pod| pod.metadata.deletion_timestamp.is_none());
+    let Namespaces { automatic, pinned } = Namespaces::of(settings);
+    sample.retain(|pod| {
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+        pod.metadata.deletion_timestamp.is_none() && [automatic, pinned].contains(&namespace)
+    });
     if let Some(stopwatch) = stopwatch {
         say("\nTIME FROM CREATION TO READY");
         say(&start_times(&sample, stopwatch).to_string());
     }
     say("\nTRY NEXT");
-    for line in hints(&sample) {
+    for line in hints(&sample, automatic) {
         say(&format!("  {line}"));
     }
     Ok(())
@@ -74,16 +84,21 @@ fn recorded(pod: &Pod) -> Option<i64> {
     Some(ready.last_transition_time.as_ref()?.0.duration_since(created.0).as_secs())
 }
 
-fn hints(sample: &[Pod]) -> [String; 3] {
+fn hints(sample: &[Pod], namespace: &str) -> [String; 3] {
+    let kubectl = if namespace == "default" {
+        "hack/kubectl".to_owned()
+    } else {
+        format!("hack/kubectl --namespace {namespace}")
+    };
     let address = sample.iter().find_map(|pod| pod.status.as_ref()?.pod_ip.clone());
     let [logs, curl] = match (&address, sample.first()) {
         (Some(address), Some(_)) => {
-            ["hack/kubectl logs deployment/test --container nginx".to_owned(), format!("curl http://{address}/")]
+            [format!("{kubectl} logs deployment/test --container nginx"), format!("curl http://{address}/")]
         }
         _ => [
-            "hack/kubectl apply -f hack/deploy/sample/automatic.yaml".to_owned(),
+            format!("{kubectl} apply -f hack/deploy/sample/automatic.yaml"),
             "hack/kubectl get events --all-namespaces".to_owned(),
         ],
     };
-    [curl, logs, "hack/kubectl scale deployment/test --replicas 10 && hack/kubectl get pods --watch".to_owned()]
+    [curl, logs, format!("{kubectl} scale deployment/test --replicas 10 && {kubectl} get pods --watch")]
 }

@@ -11,7 +11,7 @@ use kube::discovery::pinned_kind;
 use kube::runtime::wait::await_condition;
 
 use super::cluster::{Cluster, read_manifest};
-use super::layout::Layout;
+use super::layout::{Layout, Settings};
 use super::stopwatch::{Stopwatch, is_ready};
 use crate::console::step;
 use crate::manifests;
@@ -22,20 +22,44 @@ use kube::api::ListParams;
 const LABELS: &str = "app=nginx";
 /// How many pods each has.
 const REPLICAS: usize = 2;
-/// The namespace of the pinned Deployment, which has the name and selector of the other one.
-pub(crate) const PINNED: &str = "pinned";
 const CACHE: &str = "nginx-busybox";
 /// The id in the documentation, which stands for the reader's own.
 const DOCUMENTED_ID: &str = "imc-2ze5tm5gehgtiiga****";
 /// How long a step may take: the first pull of the images is among it.
 const DEADLINE: Duration = Duration::from_secs(120);
 
+/// Where the two Deployments go. They have one name and one selector, so each has a namespace of its own; in somebody
+/// else's cluster neither is one where others may have such a Deployment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Namespaces {
+    pub(crate) automatic: &'static str,
+    pub(crate) pinned: &'static str,
+}
+
+impl Namespaces {
+    /// Those of a cluster.
+    pub(crate) fn of(settings: &Settings) -> Self {
+        match settings.external {
+            None => Self { automatic: "default", pinned: "pinned" },
+            Some(_) => Self { automatic: "larder-sample", pinned: "larder-sample-pinned" },
+        }
+    }
+
+    /// Those that the sample makes, as manifests.
+    pub(crate) fn manifests(self) -> String {
+        let made = [self.automatic, self.pinned].into_iter().filter(|name| *name != "default");
+        made.map(|name| format!("---\napiVersion: v1\nkind: Namespace\nmetadata:\n  name: {name}\n")).collect()
+    }
+}
+
 /// Applies the sample and waits until it runs.
-pub(super) async fn run(layout: &Layout, cluster: &Cluster) -> anyhow::Result<Stopwatch> {
+pub(super) async fn run(layout: &Layout, settings: &Settings, cluster: &Cluster) -> anyhow::Result<Stopwatch> {
+    let Namespaces { automatic, pinned } = Namespaces::of(settings);
+    manifests::create_missing(&cluster.client, &Namespaces::of(settings).manifests(), "default").await?;
     let stopwatch = Stopwatch::start(&cluster.client, LABELS).await;
     step("apply the Deployment that finds its image cache by itself", async {
-        manifests::create_missing(&cluster.client, &read_manifest("sample/automatic.yaml")?, "default").await?;
-        wait_ready(layout, cluster, &stopwatch, "default").await
+        manifests::create_missing(&cluster.client, &read_manifest("sample/automatic.yaml")?, automatic).await?;
+        wait_ready(layout, cluster, &stopwatch, automatic).await
     })
     .await?;
     let id = step("make an image cache by hand", async {
@@ -44,18 +68,12 @@ pub(super) async fn run(layout: &Layout, cluster: &Cluster) -> anyhow::Result<St
     })
     .await?;
     step(&format!("apply the Deployment that is pinned to {id}"), async {
-        manifests::create_missing(&cluster.client, &namespace(), PINNED).await?;
         let deployment = read_manifest("sample/pinned.yaml")?.replace(DOCUMENTED_ID, &id);
-        manifests::create_missing(&cluster.client, &deployment, PINNED).await?;
-        wait_ready(layout, cluster, &stopwatch, PINNED).await
+        manifests::create_missing(&cluster.client, &deployment, pinned).await?;
+        wait_ready(layout, cluster, &stopwatch, pinned).await
     })
     .await?;
     Ok(stopwatch)
-}
-
-/// The namespace of the pinned Deployment, as a manifest.
-pub(crate) fn namespace() -> String {
-    format!("apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {PINNED}\n")
 }
 
 /// The id of the cache made by hand, once it is Ready.
