@@ -70,10 +70,8 @@ async fn up_and_down_leave_nothing() -> anyhow::Result<()> {
     settled(&before).await?;
     ensure!(layout.agents().exists(), "stores outlive the cluster");
     hack("up", &["--nodes", "2", "--empty"])?;
-    hack("down", &["--purge"])?;
-    settled(&before).await?;
-    ensure!(!layout.agents().exists() && !layout.images().exists(), "--purge removes the stores");
-    Ok(())
+    hack("down", &[])?;
+    settled(&before).await
 }
 
 /// What `hack/up` ends with is so: both Deployments run, their start was timed, nginx answers and logs are read.

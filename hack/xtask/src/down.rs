@@ -186,3 +186,22 @@ fn remove(state: &Path, names: &[&str]) -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_purge_leaves_the_programs_alone() {
+        let state = tempfile::tempdir().expect("make a folder");
+        for name in STATE.iter().chain(&STORES).chain(&["bin"]).filter(|name| !name.contains('.')) {
+            fs::create_dir(state.path().join(name)).expect("make a folder");
+        }
+        fs::write(state.path().join("up.json"), "{}").expect("write a file");
+        remove(state.path(), &STATE).expect("remove what belongs to one life");
+        assert!(!state.path().join("up.json").exists() && state.path().join("agents").exists());
+        remove(state.path(), &STORES).expect("remove the stores");
+        let left: Vec<_> = fs::read_dir(state.path()).expect("look").flatten().map(|entry| entry.file_name()).collect();
+        assert_eq!(left, ["bin"]);
+    }
+}
