@@ -19,7 +19,7 @@ use larder_dev::{manifests, workspace};
 use larder_e2e::scene::is_ready;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::{Instant, sleep};
 
 /// How long the kernel may take to remove the links of namespaces that are gone.
@@ -27,8 +27,29 @@ const SETTLE: Duration = Duration::from_secs(30);
 /// What "takes seconds" means for a cluster that is up already, on a machine that is busy with nothing else.
 const SECOND_CALL: Duration = Duration::from_secs(20);
 
-/// Held by the test that uses them.
-static MACHINE: Mutex<()> = Mutex::const_new(());
+/// Held by the test that uses them; what it has brought up goes down however the test ends.
+struct Machine {
+    _alone: MutexGuard<'static, ()>,
+}
+
+impl Machine {
+    async fn take() -> anyhow::Result<Self> {
+        static ALONE: Mutex<()> = Mutex::const_new(());
+        let machine = Self { _alone: ALONE.lock().await };
+        let up = Settings::read(&Layout::new(&workspace::state()))?;
+        ensure!(up.is_none(), "a cluster is up on this machine; run hack/down first");
+        Ok(machine)
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // A test that failed has said so; the next one says what stays.
+        if !matches!(Settings::read(&Layout::new(&workspace::state())), Ok(None)) {
+            drop(hack("down", &[]));
+        }
+    }
+}
 
 /// Runs a command of `hack/` and gives what it printed.
 fn hack(command: &str, args: &[&str]) -> anyhow::Result<String> {
@@ -53,9 +74,8 @@ async fn settled(before: &Footprint) -> anyhow::Result<()> {
 
 #[tokio::test]
 async fn up_and_down_leave_nothing() -> anyhow::Result<()> {
-    let _machine = MACHINE.lock().await;
+    let _machine = Machine::take().await?;
     let layout = Layout::new(&workspace::state());
-    ensure!(Settings::read(&layout)?.is_none(), "a cluster is up on this machine; run hack/down first");
     let before = Footprint::take()?;
     let said = hack("up", &[])?;
     ensure!(!said.contains("!!"), "nothing is amiss:\n{said}");
@@ -78,7 +98,8 @@ async fn up_and_down_leave_nothing() -> anyhow::Result<()> {
 async fn keeps_its_promise(said: &str) -> anyhow::Result<()> {
     let running = said.lines().filter(|line| line.contains("pod/test-") && line.contains(" 2/2 "));
     ensure!(running.filter(|line| line.contains(" Running ")).count() == 4, "two Deployments of two pods:\n{said}");
-    let times = said.lines().skip_while(|line| !line.contains("READY AFTER")).filter(|line| line.ends_with("ms "));
+    let times =
+        said.lines().skip_while(|line| !line.contains("READY AFTER")).filter(|line| line.trim_end().ends_with(" ms"));
     ensure!(times.count() == 4, "four pods were timed:\n{said}");
     let page = said.lines().find_map(|line| line.trim().strip_prefix("curl http://"));
     let address = page.context("a page to ask for")?.trim_end_matches('/');
@@ -93,22 +114,19 @@ async fn keeps_its_promise(said: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A control plane that `hack/up` knows nothing of, left and ended however the test ends.
+/// A control plane that `hack/up` knows nothing of, ended however the test ends.
 struct Foreign(ControlPlane);
 
 impl Drop for Foreign {
     fn drop(&mut self) {
-        // The test has failed or is over: what went wrong has been said, and what stays is seen by the next test.
-        if !matches!(Settings::read(&Layout::new(&workspace::state())), Ok(None)) {
-            drop(hack("down", &[]));
-        }
+        // The test has failed or is over: what went wrong has been said.
         drop(self.0.stop());
     }
 }
 
 #[tokio::test]
 async fn a_cluster_that_is_there_is_joined_and_left() -> anyhow::Result<()> {
-    let _machine = MACHINE.lock().await;
+    let _machine = Machine::take().await?;
     let folder = tempfile::tempdir().context("make a folder")?;
     let config = control_plane::Config::new(folder.path(), &workspace::state().join("bin")).on_free_ports()?;
     let config = control_plane::Config { verify_kubelets: false, ..config };
