@@ -35,10 +35,10 @@ struct Machine {
 impl Machine {
     async fn take() -> anyhow::Result<Self> {
         static ALONE: Mutex<()> = Mutex::const_new(());
-        let machine = Self { _alone: ALONE.lock().await };
+        let alone = ALONE.lock().await;
         let up = Settings::read(&Layout::new(&workspace::state()))?;
         ensure!(up.is_none(), "a cluster is up on this machine; run hack/down first");
-        Ok(machine)
+        Ok(Self { _alone: alone })
     }
 }
 
