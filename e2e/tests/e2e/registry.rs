@@ -3,13 +3,14 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use http::StatusCode;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{Pod, Secret};
+use kube::api::DynamicObject;
 use larder_e2e::cluster::{Cluster, TEST_REGISTRY};
 use larder_e2e::registry_proxy::{Fault, Kind, Rule};
-use larder_e2e::scene::{SOON, Scene, at, phase};
+use larder_e2e::scene::{SOON, Scene, at, image_caches, phase, wait_cache};
 use serde_json::json;
 
 /// Breaks a repository, sees that a pod says what is wrong, heals it, and sees the pod succeed.
@@ -120,9 +121,15 @@ pub(crate) async fn pull_secret(cluster: &Cluster) -> Result<()> {
     let spec = json!({"restartPolicy": "Never", "containers": [container], "imagePullSecrets": [{"name": "login"}]});
     scene.pod("with", spec).await?;
     scene.wait_phase("with", "Succeeded").await?;
-    // What another pod pulled with its credentials is not there for one that has none.
+    // What another pod pulled with its credentials is not there for one that has none, and neither is the cache that was
+    // made of it.
+    scene.wait_event("with", "ImageCacheAutoCreated", "").await?;
+    let caches = image_caches(&cluster.client).list(&Default::default()).await?;
+    let holds = |cache: &&DynamicObject| cache.data["spec"]["images"] == json!([image]);
+    let name = caches.items.iter().find(holds).and_then(|cache| cache.metadata.name.clone()).context("no cache")?;
+    wait_cache(cluster, &name, "Ready", |cache| cache.data["status"]["phase"] == "Ready").await?;
     let again = json!({"restartPolicy": "Never", "containers": [{"name": "main", "image": image, "command": ["true"], "imagePullPolicy": "IfNotPresent"}]});
-    scene.annotated_pod("still-without", json!({"k8s.aliyun.com/eci-auto-imc": "false"}), again).await?;
+    scene.pod("still-without", again).await?;
     scene.wait_pod("still-without", "refused", refused).await?;
     cluster.registry.heal("private");
     Ok(())

@@ -1,7 +1,7 @@
 //! Pure: no I/O, no clock, no randomness.
 //!
 //! The ImageCache object that is made for a pod that matched no cache in full. There is one for each distinct set of
-//! images, whoever asks first; it is built with that pod's credentials.
+//! images and of secrets that some may not have, whoever asks first; it is built with that pod's credentials.
 
 use std::collections::BTreeSet;
 
@@ -71,6 +71,22 @@ pub fn images(pod: &Pod) -> impl Iterator<Item = &str> {
     containers.filter_map(|container| container.image.as_deref())
 }
 
+/// The pull secrets of a pod, `namespace:name`, those of its service account among them: admission has put them there.
+pub fn secrets(pod: &Pod) -> BTreeSet<String> {
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    let secrets = pod.spec.iter().flat_map(|spec| spec.image_pull_secrets.iter().flatten());
+    secrets.filter(|secret| !secret.name.is_empty()).map(|secret| format!("{namespace}:{}", secret.name)).collect()
+}
+
+/// The secrets that a cache was made with for one pod. One that was made by hand serves every pod, as on ECI.
+pub fn made_with(cache: &ImageCache) -> BTreeSet<String> {
+    if retention::is_automatic(cache) {
+        cache.spec.image_pull_secrets.iter().cloned().collect()
+    } else {
+        BTreeSet::new()
+    }
+}
+
 /// The ask of a pod.
 ///
 /// # Errors
@@ -85,12 +101,9 @@ pub fn ask(pod: &Pod) -> Result<Ask, AskError> {
     }
     let metadata = &pod.metadata;
     let uid = metadata.uid.as_deref().unwrap_or_default();
-    let namespace = metadata.namespace.as_deref().unwrap_or_default();
-    let secrets = pod.spec.iter().flat_map(|spec| spec.image_pull_secrets.iter().flatten());
-    let secrets = secrets.filter(|secret| !secret.name.is_empty()).map(|secret| format!("{namespace}:{}", secret.name));
     let spec = ImageCacheSpec {
         images: distinct,
-        image_pull_secrets: secrets.collect::<BTreeSet<_>>().into_iter().collect(),
+        image_pull_secrets: secrets(pod).into_iter().collect(),
         image_cache_size: i64::try_from(AUTOMATIC_GIB).ok(),
         retention_days: None,
     };
@@ -122,7 +135,10 @@ pub fn ask(pod: &Pod) -> Result<Ask, AskError> {
 /// What to do about an ask, among the objects that there are.
 pub fn answer<'a>(ask: &Ask, caches: impl IntoIterator<Item = &'a ImageCache>, now: Timestamp) -> Answer {
     let mut best = Answer::Create;
-    for cache in caches.into_iter().filter(|cache| image_set_key(&cache.spec) == ask.image_set) {
+    let secrets: BTreeSet<String> = ask.cache.spec.image_pull_secrets.iter().cloned().collect();
+    let is_for_it =
+        |cache: &&ImageCache| image_set_key(&cache.spec) == ask.image_set && made_with(cache).is_subset(&secrets);
+    for cache in caches.into_iter().filter(is_for_it) {
         let name = cache.metadata.name.clone().unwrap_or_default();
         let status = cache.status.clone().unwrap_or_default();
         match status.phase {

@@ -73,7 +73,8 @@ impl ImageCaches {
             return Chosen { start: unknown(wish), notes };
         };
         let candidates = snapshot.of(node).map(|caches| caches.candidates.as_slice()).unwrap_or_default();
-        let decision = matching::decide(&wish, &PodImages::read(automatic::images(pod)), candidates);
+        let images = PodImages::read(automatic::images(pod)).pulled_with(automatic::secrets(pod));
+        let decision = matching::decide(&wish, &images, candidates);
         let start = match decision.choice {
             Choice::Off => Ok(None),
             Choice::Pinned { id } | Choice::Hit { id, .. } => {

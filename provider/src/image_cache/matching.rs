@@ -33,6 +33,9 @@ pub struct Candidate {
     pub created: i64,
     /// Whether a pod on this host can start from it.
     pub standing: Standing,
+    /// The secrets, `namespace:name`, that it was made with for one pod. It serves only pods that have them too, because
+    /// what they let in may be private. Empty for a cache that was made by hand: that one is its maker's to give.
+    pub made_with: BTreeSet<String>,
     /// What it holds on this host; what it is to hold where it does not serve.
     pub images: Vec<CandidateImage>,
 }
@@ -61,13 +64,15 @@ pub struct CandidateImage {
     pub size: u64,
 }
 
-/// The images that a pod runs.
+/// The images that a pod runs, and what it pulls them with.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PodImages {
     /// Every distinct image.
     pub distinct: BTreeSet<Reference>,
     /// Texts that are no image reference. They match nothing.
     pub invalid: BTreeSet<String>,
+    /// Its pull secrets, `namespace:name`.
+    pub secrets: BTreeSet<String>,
 }
 
 /// What a pod starts from.
@@ -160,6 +165,12 @@ impl PodImages {
         read
     }
 
+    /// The same of a pod with these pull secrets.
+    #[must_use]
+    pub fn pulled_with(self, secrets: BTreeSet<String>) -> Self {
+        Self { secrets, ..self }
+    }
+
     fn count(&self) -> usize {
         self.distinct.len() + self.invalid.len()
     }
@@ -194,14 +205,15 @@ impl Refusal {
 
 /// Decides for one pod. The order of `caches` does not matter.
 pub fn decide(wish: &Wish, images: &PodImages, caches: &[Candidate]) -> Decision {
+    let allowed: Vec<&Candidate> = caches.iter().filter(|cache| cache.made_with.is_subset(&images.secrets)).collect();
     match wish {
         Wish::Nothing => Decision { choice: Choice::Off, automatic: Automatic::Nothing },
-        Wish::Pinned { id } => Decision { choice: pinned(id, caches), automatic: Automatic::Nothing },
-        Wish::Automatic { condition } => automatic(*condition, images, caches),
+        Wish::Pinned { id } => Decision { choice: pinned(id, &allowed), automatic: Automatic::Nothing },
+        Wish::Automatic { condition } => automatic(*condition, images, &allowed),
     }
 }
 
-fn pinned(id: &str, caches: &[Candidate]) -> Choice {
+fn pinned(id: &str, caches: &[&Candidate]) -> Choice {
     let id = id.to_owned();
     match caches.iter().find(|cache| cache.id == id).map(|cache| &cache.standing) {
         Some(Standing::Serving) => Choice::Pinned { id },
@@ -211,7 +223,7 @@ fn pinned(id: &str, caches: &[Candidate]) -> Choice {
     }
 }
 
-fn automatic(condition: Condition, images: &PodImages, caches: &[Candidate]) -> Decision {
+fn automatic(condition: Condition, images: &PodImages, caches: &[&Candidate]) -> Decision {
     let choice = best(images, caches).filter(|(_, degree)| degree.meets(condition, images.count())).map_or(
         Choice::Miss,
         |(cache, degree)| Choice::Hit { id: cache.id.clone(), coverage: degree.coverage(images) },
@@ -222,9 +234,10 @@ fn automatic(condition: Condition, images: &PodImages, caches: &[Candidate]) -> 
 }
 
 /// The serving cache that comes first in the order of this module, whether or not it is of use.
-fn best<'a>(images: &PodImages, caches: &'a [Candidate]) -> Option<(&'a Candidate, Degree)> {
+fn best<'a>(images: &PodImages, caches: &[&'a Candidate]) -> Option<(&'a Candidate, Degree)> {
     caches
         .iter()
+        .copied()
         .filter(|cache| cache.standing == Standing::Serving)
         .map(|cache| (cache, Degree::of(images, cache)))
         .min_by_key(|(cache, degree)| {

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use super::automatic;
 use super::hosts::{Host, serves};
 use super::matching::{Candidate, CandidateImage, Standing};
 use super::plan::id_of;
@@ -55,6 +56,7 @@ fn candidate(cache: &ImageCache, host: &Host) -> Candidate {
         name: cache.metadata.name.clone().unwrap_or_default(),
         created: created.unwrap_or_default(),
         standing: standing(cache, state),
+        made_with: automatic::made_with(cache),
         images: state.iter().flat_map(|state| &state.images).filter_map(image).collect(),
         id,
     }
