@@ -1,8 +1,9 @@
-//! The node agent as the provider sees it: one trait, its values, the real client ([`grpc`]) and one for tests ([`fake`]).
+//! The node agent as the provider sees it: one trait, its values, the real client ([`grpc`]) and one for tests (`fake`).
 //!
 //! This module and what lies beneath it are the only part that names the wire contract; the values here are the
 //! provider's own, so that nothing above knows how they travel. It never decides anything about a pod.
 
+#[cfg(test)]
 pub mod fake;
 pub mod grpc;
 pub mod model;

@@ -16,12 +16,12 @@
 mod metrics_server;
 mod signals;
 
+use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
@@ -36,6 +36,7 @@ use crate::image_cache::{self, ImageCacheController, ImageCaches};
 use crate::kubelet_api::{self, KubeletApi};
 use crate::meters::Meters;
 use crate::node::{Capacity, NodeController, NodeIdentity, NodeServices, Taints};
+use crate::parts::{PartError, Parts};
 use crate::pod::policy::PodPolicy;
 use crate::pod::{CacheChoice, PodController, PodServices, eci_annotations};
 use crate::pod_start::PodStart;
@@ -76,11 +77,8 @@ pub enum AppError {
     #[error("wait for signals")]
     Signals(#[source] std::io::Error),
     /// A part that must not end has ended.
-    #[error("{part} has ended unexpectedly")]
-    Ended {
-        /// Which part.
-        part: &'static str,
-    },
+    #[error(transparent)]
+    Part(#[from] PartError),
 }
 
 /// Runs the provider until a signal ends it.
@@ -99,9 +97,9 @@ pub async fn run(config: Config) -> Result<(), AppError> {
 
     let (events, event_writer) = EventRecorder::new(cluster.clone());
     let (store, store_task) = ObjectStore::new(cluster.clone());
-    let mut backs = JoinSet::new();
-    backs.spawn(event_writer.run(back.clone()));
-    backs.spawn(store_task.run(back.clone()));
+    let mut backs = Parts::default();
+    backs.spawn_owner("the writer of events", event_writer.run(back.clone()));
+    backs.spawn_owner("the watch of what pods refer to", store_task.run(back.clone()));
 
     let server_version = cluster.version().await;
     let (image_caches, image_cache_controller) = ImageCacheController::new(image_cache::Surroundings {
@@ -125,39 +123,36 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let caches: Arc<dyn CacheChoice> = Arc::new(pod_start(&config, image_caches, server_version.as_deref()));
     let pods = PodServices { pods: cluster.clone(), objects: cluster.clone(), store, events, caches, meters };
     let kubelet_version = kubelet_version(server_version.as_deref());
-    let mut nodes = Nodes { config: &config, cluster, pods, address, kubelet_version, tasks: JoinSet::new() };
-    nodes.tasks.spawn(named("the controller of image caches", image_cache_controller.run(front.clone())));
+    let mut nodes = Nodes { config: &config, cluster, pods, address, kubelet_version, parts: Parts::default() };
+    nodes.parts.spawn_owner("the controller of image caches", image_cache_controller.run(front.clone()));
     if let Some(metrics) = metrics {
-        nodes.tasks.spawn(named("the server of figures", metrics.run(front.clone())));
+        nodes.parts.spawn("the server of figures", metrics.run(front.clone()));
     }
     let mut registered = vec![];
     if let Some(webhook) = webhook {
         registered.push(webhook.registered());
-        nodes.tasks.spawn(named("the webhook", webhook.run(front.clone())));
+        nodes.parts.spawn_owner("the webhook", webhook.run(front.clone()));
     }
     for (agent, client) in agents {
         registered.push(nodes.start(&agent, client, &front).await?);
     }
-    let mut fronts = nodes.tasks;
-    fronts.spawn(report_ready(registered).in_current_span());
-
-    let ended = until_the_end(&mut fronts, &mut backs, signals.first()).await;
+    let mut fronts = nodes.parts;
+    let ended = tokio::select! {
+        ended = until_the_end((&mut fronts, &front), (&mut backs, &back), signals.first()) => ended,
+        // It only says something, once.
+        never = report_ready(registered) => match never {},
+    };
     front.cancel();
     shut_down(fronts, backs, &back, &signals).await;
     ended
 }
 
 /// Ends the front, which has been told already, then the back.
-async fn shut_down(
-    mut fronts: JoinSet<&'static str>,
-    mut backs: JoinSet<()>,
-    back: &CancellationToken,
-    signals: &signals::Signals,
-) {
+async fn shut_down(mut fronts: Parts, mut backs: Parts, back: &CancellationToken, signals: &signals::Signals) {
     let orderly = async {
-        end("nodes", &mut fronts).await;
+        end(&mut fronts).await;
         back.cancel();
-        end("events", &mut backs).await;
+        end(&mut backs).await;
     };
     tokio::select! {
         () = orderly => tracing::info!("ended"),
@@ -197,50 +192,43 @@ fn node_taints(config: &Config) -> Taints {
 
 /// Waits for a signal, or for a part to end that must not.
 async fn until_the_end(
-    fronts: &mut JoinSet<&'static str>,
-    backs: &mut JoinSet<()>,
+    (fronts, front): (&mut Parts, &CancellationToken),
+    (backs, back): (&mut Parts, &CancellationToken),
     signal: impl Future<Output = &'static str>,
 ) -> Result<(), AppError> {
-    tokio::pin!(signal);
-    loop {
-        // A set keeps what has not been taken from it, and the signal is pinned outside the loop.
-        tokio::select! {
-            name = &mut signal => {
-                tracing::info!(signal = name, "ending");
-                return Ok(());
-            }
-            Some(ended) = fronts.join_next() => match ended {
-                Ok(READY_REPORT) => {}
-                Ok(part) => return Err(AppError::Ended { part }),
-                Err(error) => {
-                    tracing::error!(%error, "a part of a node has failed");
-                    return Err(AppError::Ended { part: "a part of a node" });
-                }
-            },
-            Some(_) = backs.join_next() => return Err(AppError::Ended { part: "the writer of events or the watch of objects" }),
+    // Only one of these is taken, and it is the end of all.
+    tokio::select! {
+        name = signal => {
+            tracing::info!(signal = name, "ending");
+            Ok(())
         }
+        missing = fronts.missing(front) => Err(missing.into()),
+        missing = backs.missing(back) => Err(missing.into()),
     }
 }
 
-async fn end<T: 'static>(what: &'static str, tasks: &mut JoinSet<T>) {
-    let all = async { while tasks.join_next().await.is_some() {} };
+/// Joins parts that have been told to end, and ends those that are late.
+async fn end(parts: &mut Parts) {
+    let all = async {
+        while let Err(error) = parts.join().await {
+            tracing::error!(%error, "a part has not ended well");
+        }
+    };
     if tokio::time::timeout(END, all).await.is_err() {
-        tracing::warn!(part = what, late = tasks.len(), "not ended in time, ending it by force");
-        tasks.shutdown().await;
+        tracing::warn!(late = ?parts.names(), "not ended in time, ending them by force");
+        parts.shutdown().await;
     }
 }
-
-const READY_REPORT: &str = "the report of readiness";
 
 /// Says once that every node is registered.
-async fn report_ready(registered: Vec<watch::Receiver<bool>>) -> &'static str {
+async fn report_ready(registered: Vec<watch::Receiver<bool>>) -> Infallible {
     for mut node in registered {
         if node.wait_for(|registered| *registered).await.is_err() {
-            return READY_REPORT;
+            return std::future::pending().await;
         }
     }
     tracing::info!("ready");
-    READY_REPORT
+    std::future::pending().await
 }
 
 /// An agent and the way to it.
@@ -263,7 +251,7 @@ struct Nodes<'a> {
     pods: PodServices,
     address: IpAddr,
     kubelet_version: String,
-    tasks: JoinSet<&'static str>,
+    parts: Parts,
 }
 
 impl Nodes<'_> {
@@ -290,11 +278,11 @@ impl Nodes<'_> {
         let identity = self.identity(&agent.node, serving.port());
         let services = NodeServices { api: self.cluster.clone(), agent: client };
         let (node, registered) = NodeController::new(identity, services);
-        let tasks = &mut self.tasks;
-        let stopped = stop.clone();
-        tasks.spawn(named("the kubelet API of a node", serving.run(stopped)).instrument(span.clone()));
-        tasks.spawn(named("the controller of a node", node.run(stop.clone())).instrument(span.clone()));
-        tasks.spawn(named("the controller of a node's pods", pods.run(stop.clone())).instrument(span));
+        let (parts, name) = (&mut self.parts, &agent.node);
+        let serving = serving.run(stop.clone()).instrument(span.clone());
+        parts.spawn_owner(format!("the kubelet API of {name}"), serving);
+        parts.spawn_owner(format!("the controller of {name}"), node.run(stop.clone()).instrument(span.clone()));
+        parts.spawn_owner(format!("the controller of the pods of {name}"), pods.run(stop.clone()).instrument(span));
         Ok(registered)
     }
 
@@ -318,11 +306,6 @@ impl Nodes<'_> {
             kubelet_version: self.kubelet_version.clone(),
         }
     }
-}
-
-async fn named(part: &'static str, task: impl Future<Output = ()>) -> &'static str {
-    task.await;
-    part
 }
 
 /// The address that packets to the API server leave from. Nothing is sent.
@@ -350,6 +333,29 @@ mod tests {
         assert_eq!(kubelet_version(Some("v1.36.1+k3s1")), format!("v1.36.1-larder.{ours}"));
         assert_eq!(kubelet_version(Some("v1.37.2-aliyun.1")), format!("v1.37.2-larder.{ours}"));
         assert_eq!(kubelet_version(None), format!("v1.37.0-larder.{ours}"));
+    }
+
+    #[tokio::test]
+    async fn a_part_that_is_missing_ends_the_program_with_its_name() {
+        let (stop, mut fronts, mut backs) = (CancellationToken::new(), Parts::default(), Parts::default());
+        let running = stop.clone();
+        fronts.spawn("the good", async move { running.cancelled().await });
+        backs.spawn_owner("the writer", async { Err(PartError::ended("the pen")) });
+        let never = std::future::pending();
+        let ended = until_the_end((&mut fronts, &stop), (&mut backs, &stop), never).await.unwrap_err();
+        let source = std::error::Error::source(&ended).unwrap().to_string();
+        assert_eq!(
+            (ended.to_string().as_str(), source.as_str()),
+            ("the writer cannot go on", "the pen has ended unexpectedly")
+        );
+        fronts.spawn("the loud", async { panic!("out of ink") });
+        let ended = until_the_end((&mut fronts, &stop), (&mut backs, &stop), std::future::pending()).await;
+        assert_eq!(ended.unwrap_err().to_string(), "the loud has panicked: out of ink");
+        let signalled = until_the_end((&mut fronts, &stop), (&mut backs, &stop), std::future::ready("SIGTERM")).await;
+        assert!(signalled.is_ok());
+        stop.cancel();
+        end(&mut fronts).await;
+        assert!(fronts.names().is_empty());
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! The API server, as the rest of the provider sees it. Only this module and what lies beneath it talk to it.
 //!
-//! Each consumer asks for the small trait that it needs; [`KubeCluster`] implements all of them, and [`fake`] does so in
+//! Each consumer asks for the small trait that it needs; [`KubeCluster`] implements all of them, and `fake` does so in
 //! memory for tests. Every call has a deadline. Watches never end: they list again after a break, with back-off, and say
 //! so with [`Watched::All`].
 
 pub mod access;
 pub mod events;
+#[cfg(test)]
 pub mod fake;
 pub mod image_caches;
 pub mod nodes;

@@ -14,6 +14,9 @@ pub mod image_cache;
 pub mod kubelet_api;
 pub mod meters;
 pub mod node;
+#[cfg(test)]
+mod observed;
+pub mod parts;
 pub mod pod;
 pub mod pod_start;
 pub mod telemetry;

@@ -106,8 +106,9 @@ mod tests {
     use crate::cluster::EventRecorder;
     use crate::cluster::fake::FakeCluster;
     use crate::image_cache::ImageCacheController;
+    use crate::parts::PartError;
 
-    fn start(tasks: &mut JoinSet<()>) -> PodStart {
+    fn start(tasks: &mut JoinSet<Result<(), PartError>>) -> PodStart {
         let cluster = Arc::new(FakeCluster::default());
         let (events, _) = EventRecorder::new(cluster.clone());
         let agents = [("n".to_owned(), Arc::new(FakeAgent::default()) as Arc<dyn AgentClient>)].into();

@@ -9,7 +9,6 @@ use jiff::Timestamp;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::certificates::{CertificateError, Certificates};
@@ -17,6 +16,7 @@ use super::registration::{NAME, Target, entry, is_current};
 use super::review::Placement;
 use super::server::{ServingKey, router, serve};
 use crate::cluster::{WatchStream, Watched, WebhookApi};
+use crate::parts::{PartError, Parts};
 
 /// Between two writes of the entry: the API server may be away, or somebody keeps changing it.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -85,11 +85,14 @@ impl Webhook {
     }
 
     /// Works until `stop`.
-    pub async fn run(self, stop: CancellationToken) {
+    ///
+    /// # Errors
+    /// When it lacks one of its parts.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), PartError> {
         let key = ServingKey::new(self.certificates.key());
         let router = router(Arc::new(self.config.placement));
-        let mut server = JoinSet::new();
-        server.spawn(serve(self.listener, Arc::clone(&key), router, stop.clone()));
+        let mut parts = Parts::default();
+        parts.spawn("the server of the webhook", serve(self.listener, Arc::clone(&key), router, stop.clone()));
         let keeper = Keeper {
             entries: self.api.watch_webhook(NAME),
             api: self.api,
@@ -99,11 +102,19 @@ impl Webhook {
             registered: self.registered,
         };
         // The keeper writes whole entries only, so it can be left anywhere.
-        tokio::select! {
-            () = keeper.run() => {}
-            () = stop.cancelled() => {}
+        let ended = tokio::select! {
+            missing = keeper.run() => Err(missing),
+            missing = parts.missing(&stop) => Err(missing),
+            () = stop.cancelled() => Ok(()),
+        };
+        match ended {
+            // The server lets its answers under way end.
+            Ok(()) => parts.join().await,
+            Err(missing) => {
+                parts.shutdown().await;
+                Err(missing)
+            }
         }
-        server.join_all().await;
     }
 }
 
@@ -118,26 +129,28 @@ struct Keeper {
 }
 
 impl Keeper {
-    async fn run(mut self) {
+    /// Works until it lacks a part.
+    async fn run(mut self) -> PartError {
         let mut there = None;
         let mut is_known = false;
+        let mut renewal = self.certificates.renewal();
         loop {
             if is_known {
                 self.keep(there.as_ref()).await;
             }
-            let left: Duration =
-                self.certificates.renewal().duration_since(Timestamp::now()).try_into().unwrap_or_default();
+            let left: Duration = renewal.duration_since(Timestamp::now()).try_into().unwrap_or_default();
             // The stream keeps what is not taken, and a sleep can be begun again.
             tokio::select! {
-                Some(change) = self.entries.next() => {
+                change = self.entries.next() => {
                     is_known = true;
                     there = match change {
-                        Watched::All(entries) => entries.into_iter().next(),
-                        Watched::Applied(entry) => Some(entry),
-                        Watched::Deleted(_) => None,
+                        Some(Watched::All(entries)) => entries.into_iter().next(),
+                        Some(Watched::Applied(entry)) => Some(entry),
+                        Some(Watched::Deleted(_)) => None,
+                        None => return PartError::ended("the watch of the webhook's entry"),
                     };
                 }
-                () = tokio::time::sleep(left.min(LONGEST_SLEEP)) => self.renew().await,
+                () = tokio::time::sleep(left.min(LONGEST_SLEEP)) => renewal = self.renew(renewal).await,
             }
         }
     }
@@ -159,10 +172,11 @@ impl Keeper {
         tokio::time::sleep(PAUSE).await;
     }
 
-    async fn renew(&mut self) {
+    /// Renews the certificates when that is due, and says when it is due next.
+    async fn renew(&mut self, due: Timestamp) -> Timestamp {
         let now = Timestamp::now();
-        if now < self.certificates.renewal() {
-            return;
+        if now < due {
+            return due;
         }
         match self.certificates.renewed(now) {
             Ok(renewed) => {
@@ -171,10 +185,12 @@ impl Keeper {
                 self.keep(None).await;
                 self.key.change(self.certificates.key());
                 tracing::info!("certificates of the webhook are renewed");
+                self.certificates.renewal()
             }
+            // The entry is kept meanwhile, and the old certificates are good for months.
             Err(error) => {
-                tracing::error!(%error, "certificates of the webhook cannot be renewed");
-                tokio::time::sleep(LONGEST_SLEEP).await;
+                tracing::error!(%error, "certificates of the webhook cannot be renewed, trying again in an hour");
+                now + LONGEST_SLEEP
             }
         }
     }

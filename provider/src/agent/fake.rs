@@ -3,7 +3,8 @@
 //! It keeps what it was sent, does nothing by itself and reports what a test tells it to. It never runs anything.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::ops::Deref;
+use std::sync::MutexGuard;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -17,6 +18,7 @@ use super::{
     AgentClient, AgentError, AgentStream, CacheChange, CacheState, ImageCacheBuild, LogQuery, NodeFacts, NodeStats,
     PodChange, PodEvent, PodGone, PodState, RunPod, Stopping,
 };
+use crate::observed::{Observed, Summary};
 
 /// Broken connections reach the readers as this element.
 type Sent<T> = Result<T, AgentError>;
@@ -50,8 +52,7 @@ pub struct Record {
 /// An agent in memory.
 #[derive(Debug)]
 pub struct FakeAgent {
-    record: Mutex<Record>,
-    touched: watch::Sender<u64>,
+    record: Observed<Record>,
     facts: watch::Sender<NodeFacts>,
     pods: broadcast::Sender<Sent<PodChange>>,
     caches: broadcast::Sender<Sent<CacheChange>>,
@@ -71,8 +72,7 @@ impl Default for FakeAgent {
             ..NodeFacts::default()
         };
         Self {
-            record: Mutex::default(),
-            touched: watch::Sender::default(),
+            record: Observed::new(Record::default()),
             facts: watch::Sender::new(facts),
             pods: broadcast::Sender::new(1024),
             caches: broadcast::Sender::new(1024),
@@ -81,49 +81,24 @@ impl Default for FakeAgent {
     }
 }
 
-impl FakeAgent {
-    fn lock(&self) -> MutexGuard<'_, Record> {
-        self.record.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+impl Deref for FakeAgent {
+    type Target = Observed<Record>;
 
+    fn deref(&self) -> &Self::Target {
+        &self.record
+    }
+}
+
+impl Summary for Record {
+    fn summary(&self) -> String {
+        format!("{} runs, stops {:?}, pods {:?}", self.runs.len(), self.stops, self.pods.keys())
+    }
+}
+
+impl FakeAgent {
     fn online(&self) -> Result<MutexGuard<'_, Record>, AgentError> {
         let record = self.lock();
         if record.offline { Err(unreachable_error()) } else { Ok(record) }
-    }
-
-    fn touch(&self) {
-        self.touched.send_modify(|count| *count += 1);
-    }
-
-    /// Reads the record.
-    pub fn see<T>(&self, read: impl FnOnce(&Record) -> T) -> T {
-        read(&self.lock())
-    }
-
-    /// Changes the record.
-    pub fn set(&self, change: impl FnOnce(&mut Record)) {
-        change(&mut self.lock());
-        self.touch();
-    }
-
-    /// Waits until the record is as wanted.
-    ///
-    /// # Panics
-    /// When it is not within 10 minutes of the runtime's clock, which is paused in tests.
-    pub async fn wait(&self, what: &str, wanted: impl Fn(&Record) -> bool) {
-        let mut touched = self.touched.subscribe();
-        let reached = async {
-            while !self.see(&wanted) {
-                touched.changed().await.expect("the sender is part of self");
-            }
-        };
-        let in_time = tokio::time::timeout(Duration::from_secs(600), reached).await;
-        assert!(in_time.is_ok(), "agent never saw: {what}; {}", self.summary());
-    }
-
-    fn summary(&self) -> String {
-        let record = self.lock();
-        format!("{} runs, stops {:?}, pods {:?}", record.runs.len(), record.stops, record.pods.keys())
     }
 
     /// Breaks all streams and answers no more calls.
@@ -234,6 +209,7 @@ impl AgentClient for FakeAgent {
     }
 
     async fn watch_pods(&self) -> Result<AgentStream<PodChange>, AgentError> {
+        self.panic_if_broken("watch_pods");
         let record = self.online()?;
         Ok(list_then(PodChange::List(record.pods.values().cloned().collect()), self.pods.subscribe()))
     }
@@ -253,6 +229,7 @@ impl AgentClient for FakeAgent {
     }
 
     async fn watch_node(&self) -> Result<AgentStream<NodeFacts>, AgentError> {
+        self.panic_if_broken("watch_node");
         drop(self.online()?);
         let (mut facts, mut broken) = (self.facts.subscribe(), self.broken.subscribe());
         broken.mark_unchanged();
@@ -281,6 +258,7 @@ impl AgentClient for FakeAgent {
     }
 
     async fn build_image_cache(&self, build: &ImageCacheBuild) -> Result<(), AgentError> {
+        self.panic_if_broken("build_image_cache");
         self.online()?.builds.push(build.clone());
         self.touch();
         Ok(())
@@ -298,6 +276,7 @@ impl AgentClient for FakeAgent {
     }
 
     async fn watch_image_caches(&self) -> Result<AgentStream<CacheChange>, AgentError> {
+        self.panic_if_broken("watch_image_caches");
         let record = self.online()?;
         Ok(list_then(CacheChange::List(record.caches.values().cloned().collect()), self.caches.subscribe()))
     }

@@ -13,11 +13,11 @@ use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::json;
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::event_series::{Decision, EventSeries, Identity};
 use super::{ClusterError, KubeCluster, within};
+use crate::parts::{PartError, Parts};
 
 /// How many events are written at once; those of one object are written one after the other.
 const LANES: usize = 4;
@@ -144,12 +144,16 @@ impl EventRecorder {
 
 impl EventWriter {
     /// Writes until `stop`, then what is still waiting, for as long as its owner lets it.
-    pub async fn run(self, stop: CancellationToken) {
-        let mut lanes = JoinSet::new();
-        for notes in self.lanes {
-            lanes.spawn(Lane { api: self.api.clone(), series: EventSeries::default() }.run(notes, stop.clone()));
+    ///
+    /// # Errors
+    /// When it lacks one of its parts.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), PartError> {
+        let mut lanes = Parts::default();
+        for (number, notes) in self.lanes.into_iter().enumerate() {
+            let lane = Lane { api: self.api.clone(), series: EventSeries::default() };
+            lanes.spawn(format!("lane {number} of the events"), lane.run(notes, stop.clone()));
         }
-        while lanes.join_next().await.is_some() {}
+        lanes.join().await
     }
 }
 

@@ -9,7 +9,8 @@ mod webhooks;
 pub use patching::strategic;
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::ops::Deref;
+use std::sync::MutexGuard;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -24,10 +25,11 @@ use kube::Resource;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use tokio::sync::{broadcast, watch};
+use tokio::sync::broadcast;
 use tokio_stream::wrappers::BroadcastStream;
 
 use crate::custom_resource::ImageCache;
+use crate::observed::{Observed, Summary};
 
 use super::objects::{IssuedToken, ObjectContent, TokenWish};
 use super::pods::{PodMarks, PodName};
@@ -75,8 +77,7 @@ pub struct Record {
 /// An API server in memory.
 #[derive(Debug)]
 pub struct FakeCluster {
-    record: Mutex<Record>,
-    touched: watch::Sender<u64>,
+    record: Observed<Record>,
     pods: broadcast::Sender<Watched<Pod>>,
     nodes: broadcast::Sender<Watched<Node>>,
     objects: broadcast::Sender<(ObjectKey, Watched<ObjectContent>)>,
@@ -88,8 +89,7 @@ pub struct FakeCluster {
 impl Default for FakeCluster {
     fn default() -> Self {
         Self {
-            record: Mutex::new(Record { token_life: Duration::from_secs(3600), ..Record::default() }),
-            touched: watch::Sender::default(),
+            record: Observed::new(Record { token_life: Duration::from_secs(3600), ..Record::default() }),
             pods: broadcast::Sender::new(1024),
             nodes: broadcast::Sender::new(1024),
             objects: broadcast::Sender::new(1024),
@@ -104,54 +104,29 @@ fn pod_key(namespace: &str, name: &str) -> String {
     format!("{namespace}/{name}")
 }
 
-impl FakeCluster {
-    fn lock(&self) -> MutexGuard<'_, Record> {
-        self.record.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+impl Deref for FakeCluster {
+    type Target = Observed<Record>;
 
+    fn deref(&self) -> &Self::Target {
+        &self.record
+    }
+}
+
+impl Summary for Record {
+    fn summary(&self) -> String {
+        let phases: Vec<_> = self.pods.values().map(|pod| (PodName::of(pod), pod.status.clone())).collect();
+        let events: Vec<_> = self.events.iter().map(|event| &event.reason).collect();
+        format!("pods {phases:?}, events {events:?}, nodes {:?}", self.nodes.keys())
+    }
+}
+
+impl FakeCluster {
     fn online(&self) -> Result<MutexGuard<'_, Record>, ClusterError> {
         let record = self.lock();
         if record.offline {
             return Err(ClusterError::Unavailable { what: "fake".into(), message: "offline".into() });
         }
         Ok(record)
-    }
-
-    fn touch(&self) {
-        self.touched.send_modify(|count| *count += 1);
-    }
-
-    /// Reads the record.
-    pub fn see<T>(&self, read: impl FnOnce(&Record) -> T) -> T {
-        read(&self.lock())
-    }
-
-    /// Changes the record, without telling the watches.
-    pub fn set(&self, change: impl FnOnce(&mut Record)) {
-        change(&mut self.lock());
-        self.touch();
-    }
-
-    /// Waits until the record is as wanted.
-    ///
-    /// # Panics
-    /// When it is not within 10 minutes of the runtime's clock, which is paused in tests.
-    pub async fn wait(&self, what: &str, wanted: impl Fn(&Record) -> bool) {
-        let mut touched = self.touched.subscribe();
-        let reached = async {
-            while !self.see(&wanted) {
-                touched.changed().await.expect("the sender is part of self");
-            }
-        };
-        let in_time = tokio::time::timeout(Duration::from_secs(600), reached).await;
-        assert!(in_time.is_ok(), "cluster never saw: {what}; {}", self.summary());
-    }
-
-    fn summary(&self) -> String {
-        let record = self.lock();
-        let phases: Vec<_> = record.pods.values().map(|pod| (PodName::of(pod), pod.status.clone())).collect();
-        let events: Vec<_> = record.events.iter().map(|event| &event.reason).collect();
-        format!("pods {phases:?}, events {events:?}, nodes {:?}", record.nodes.keys())
     }
 
     /// Answers no more calls; watches stay silent.
@@ -353,6 +328,7 @@ impl NodeApi for FakeCluster {
     }
 
     async fn lease(&self, name: &str) -> Result<Option<Lease>, ClusterError> {
+        self.panic_if_broken("lease");
         Ok(self.online()?.leases.get(name).cloned())
     }
 
@@ -379,6 +355,7 @@ impl NodeApi for FakeCluster {
 #[async_trait]
 impl ObjectApi for FakeCluster {
     fn watch_object(&self, key: &ObjectKey) -> WatchStream<ObjectContent> {
+        self.panic_if_broken("watch_object");
         let list = self.lock().objects.get(key).cloned().into_iter().collect();
         let wanted = key.clone();
         let changes = BroadcastStream::new(self.objects.subscribe()).filter_map(move |change| {
@@ -405,6 +382,7 @@ impl ObjectApi for FakeCluster {
 #[async_trait]
 impl EventApi for FakeCluster {
     async fn create_event(&self, event: &Event) -> Result<(), ClusterError> {
+        self.panic_if_broken("create_event");
         self.online()?.events.push(event.clone());
         self.touch();
         Ok(())

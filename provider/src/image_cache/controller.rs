@@ -29,6 +29,7 @@ use super::snapshot::Snapshot;
 use crate::agent::{AgentClient, CacheChange, CachePhase};
 use crate::cluster::{ClusterError, EventRecorder, ImageCacheApi, Watched};
 use crate::custom_resource::ImageCache;
+use crate::parts::{PartError, Parts};
 
 /// Messages of pods that wait for the controller.
 const INBOX: usize = 1024;
@@ -91,20 +92,39 @@ impl ImageCacheController {
     }
 
     /// Works until `stop`. Jobs that are under way are given up then; each can be repeated.
-    pub async fn run(mut self, stop: CancellationToken) {
-        let mut objects = self.around.api.watch_image_caches();
-        let (sender, mut heard) = mpsc::channel(HEARD);
-        let mut followers = JoinSet::new();
+    ///
+    /// # Errors
+    /// When it lacks one of its parts.
+    pub async fn run(mut self, stop: CancellationToken) -> Result<(), PartError> {
+        let (sender, heard) = mpsc::channel(HEARD);
+        let mut parts = Parts::default();
         for (node, agent) in &self.around.agents {
-            followers.spawn(follow(node.clone(), Arc::clone(agent), sender.clone()));
+            let follower = follow(node.clone(), Arc::clone(agent), sender.clone());
+            parts.spawn(format!("the stream of the image caches of {node}"), follower);
         }
+        let ended = self.work(&mut parts, heard, &stop).await;
+        parts.shutdown().await;
+        self.jobs.shutdown().await;
+        ended
+    }
+
+    async fn work(
+        &mut self,
+        parts: &mut Parts,
+        mut heard: mpsc::Receiver<(String, Heard)>,
+        stop: &CancellationToken,
+    ) -> Result<(), PartError> {
+        let mut objects = self.around.api.watch_image_caches();
         loop {
             let wake = self.look(Timestamp::now());
             // Every arm takes one element from a queue or stream that keeps it until it is taken, or only waits, so
             // dropping the others loses nothing.
             tokio::select! {
-                () = stop.cancelled() => break,
-                Some(change) = objects.next() => self.take_object(change),
+                () = stop.cancelled() => return Ok(()),
+                missing = parts.missing(stop) => return Err(missing),
+                change = objects.next() => {
+                    self.take_object(change.ok_or_else(|| PartError::ended("the watch of image caches"))?);
+                }
                 Some((node, said)) = heard.recv() => self.take_heard(&node, said),
                 Some(done) = self.jobs.join_next_with_id(), if !self.jobs.is_empty() => self.take_done(done),
                 Some(message) = self.inbox.recv() => self.take_message(message),
@@ -165,7 +185,11 @@ impl ImageCacheController {
         match done {
             Ok((_, outcome)) => self.take_outcome(subject, outcome, Timestamp::now()),
             Err(error) => {
-                tracing::error!(?subject, %error, "job of the image cache controller broke");
+                let error = PartError::broken("a job of the image cache controller".to_owned(), error);
+                tracing::error!(?subject, %error, "job of the image cache controller broke, trying again");
+                if let Subject::Create { image_set } = &subject {
+                    self.not_created(image_set, &error.to_string());
+                }
                 self.has_failed(subject, Timestamp::now());
             }
         }

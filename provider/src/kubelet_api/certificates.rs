@@ -1,5 +1,6 @@
 //! The TLS side: certificate, key and client authority, read again when they change on disk.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -7,7 +8,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use futures::StreamExt;
-use inotify::{Inotify, WatchMask};
+use inotify::{EventStream, Inotify, WatchMask};
 use rcgen::{CertificateParams, DnType, KeyPair, SanType};
 use rustls::server::{NoClientAuth, WebPkiClientVerifier, danger::ClientCertVerifier};
 use rustls::{RootCertStore, ServerConfig};
@@ -17,6 +18,8 @@ use sha2::{Digest as _, Sha256};
 
 /// Files that change together are written one after the other.
 const SETTLE: Duration = Duration::from_millis(100);
+/// Between two looks at files that cannot be watched.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
 /// Why certificates cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -120,52 +123,77 @@ fn self_signed(files: &Files) -> Result<(Vec<CertificateDer<'static>>, PrivateKe
     Ok((vec![certificate.der().clone()], PrivatePkcs8KeyDer::from(key.serialize_der()).into()))
 }
 
-/// Puts a new configuration in place whenever the files change. Files that cannot be used leave the old one in place.
+/// Puts a new configuration in place whenever the files change. Files that cannot be used leave the old one in place. While
+/// they cannot be watched, they are looked at now and then. Never ends.
 pub(super) async fn keep_current(files: Files, current: Current) {
-    if let Err(error) = follow(&files, &current).await {
-        tracing::warn!(error = %error, "certificates are not read again when they change");
+    let folders = folders(&files);
+    if folders.is_empty() {
+        std::future::pending::<()>().await;
     }
-    std::future::pending::<()>().await;
+    let mut taken = fingerprint(&files);
+    let mut is_told = false;
+    loop {
+        let error = match watch(&folders) {
+            Ok(mut changes) => {
+                is_told = false;
+                take(&files, &current, &mut taken);
+                while changes.next().await.is_some() {
+                    tokio::time::sleep(SETTLE).await;
+                    take(&files, &current, &mut taken);
+                }
+                "the system ended the watch".to_owned()
+            }
+            Err(error) => error.to_string(),
+        };
+        if !is_told {
+            tracing::warn!(error, every = ?LOOK_AGAIN, "certificates cannot be watched for changes, looking now and then");
+            is_told = true;
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+        take(&files, &current, &mut taken);
+    }
 }
 
-async fn follow(files: &Files, current: &Current) -> Result<(), CertificateError> {
+/// The folders that the files lie in.
+fn folders(files: &Files) -> Vec<PathBuf> {
     let paths = files.pair.iter().flat_map(|(certificate, key)| [certificate, key]).chain(&files.client_ca);
-    let mut folders: Vec<PathBuf> = paths.filter_map(|path| path.parent().map(Path::to_owned)).collect();
-    folders.sort();
-    folders.dedup();
-    if folders.is_empty() {
-        return Ok(());
-    }
-    let watch = |path: &Path| {
-        let path = if path.as_os_str().is_empty() { PathBuf::from(".") } else { path.to_owned() };
-        move |source| CertificateError::Watch { path: path.clone(), source }
+    let folder = |path: &Path| match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder.to_owned(),
+        Some(_) | None => PathBuf::from("."),
     };
-    let inotify = Inotify::init().map_err(watch(&folders[0]))?;
+    let folders: BTreeSet<PathBuf> = paths.map(|path| folder(path)).collect();
+    folders.into_iter().collect()
+}
+
+fn watch(folders: &[PathBuf]) -> Result<EventStream<[u8; 4096]>, CertificateError> {
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |source| CertificateError::Watch { path, source }
+    };
+    let inotify = Inotify::init().map_err(failed(&folders[0]))?;
     // Mounted Secrets change by a link that is moved, other files by being written or moved.
     let mask = WatchMask::CLOSE_WRITE | WatchMask::MOVED_TO | WatchMask::CREATE;
-    for folder in &folders {
-        let path = if folder.as_os_str().is_empty() { Path::new(".") } else { folder.as_path() };
-        inotify.watches().add(path, mask).map_err(watch(folder))?;
+    for folder in folders {
+        inotify.watches().add(folder, mask).map_err(failed(folder))?;
     }
-    let mut events = inotify.into_event_stream([0u8; 4096]).map_err(watch(&folders[0]))?;
-    let mut taken = fingerprint(files);
-    while events.next().await.is_some() {
-        tokio::time::sleep(SETTLE).await;
-        let seen = fingerprint(files);
-        if seen == taken {
-            // Something else in the folder has changed.
-            continue;
-        }
-        match load(files) {
-            Ok(config) => {
-                current.store(Arc::new(config));
-                taken = seen;
-                tracing::info!("read the certificates of the kubelet API again");
-            }
-            Err(error) => tracing::warn!(%error, "new certificates cannot be used, keeping the old ones"),
-        }
+    inotify.into_event_stream([0u8; 4096]).map_err(failed(&folders[0]))
+}
+
+/// Reads the files when they are others than those that were taken last.
+fn take(files: &Files, current: &Current, taken: &mut [u8; 32]) {
+    let seen = fingerprint(files);
+    if seen == *taken {
+        // Something else in the folder has changed.
+        return;
     }
-    Ok(())
+    match load(files) {
+        Ok(config) => {
+            current.store(Arc::new(config));
+            *taken = seen;
+            tracing::info!("read the certificates of the kubelet API again");
+        }
+        Err(error) => tracing::warn!(%error, "new certificates cannot be used, keeping the old ones"),
+    }
 }
 
 /// What the files hold, in short.

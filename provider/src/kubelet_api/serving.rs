@@ -9,7 +9,6 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -18,6 +17,7 @@ use super::authorize::{Gate, Peer};
 use super::certificates::{self, Current, Files};
 use super::routes::{self, Node};
 use super::{KubeletApi, ServeError, caller};
+use crate::parts::{PartError, Parts};
 
 /// Until TLS must be agreed on.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -57,38 +57,51 @@ impl Serving {
     }
 
     /// Serves until `stop`.
-    pub async fn run(self, stop: CancellationToken) {
-        let mut tasks = JoinSet::new();
-        tasks.spawn(certificates::keep_current(self.files, self.current.clone()));
-        let room = Arc::new(Semaphore::new(CONNECTIONS));
-        let accepting = async {
-            loop {
-                let Ok(permit) = room.clone().acquire_owned().await else { return };
-                match self.listener.accept().await {
+    ///
+    /// # Errors
+    /// When it lacks one of its parts.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), PartError> {
+        let mut parts = Parts::default();
+        let keeper = certificates::keep_current(self.files.clone(), self.current.clone());
+        parts.spawn("the watch over the certificates", keeper);
+        let mut connections = JoinSet::new();
+        let ended = self.accept(&mut parts, &mut connections, &stop).await;
+        parts.shutdown().await;
+        if ended.is_ok() {
+            let drained = async { while connections.join_next().await.is_some() {} };
+            // Who takes longer is cut off.
+            let _ = tokio::time::timeout(DRAIN, drained).await;
+        }
+        connections.shutdown().await;
+        ended
+    }
+
+    async fn accept(
+        &self,
+        parts: &mut Parts,
+        connections: &mut JoinSet<()>,
+        stop: &CancellationToken,
+    ) -> Result<(), PartError> {
+        loop {
+            // A connection that is not accepted waits in the kernel's queue, and sets keep their tasks.
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                missing = parts.missing(stop) => return Err(missing),
+                Some(ended) = connections.join_next() => if let Err(error) = ended {
+                    // The caller sees its connection break; the next one is none the worse.
+                    tracing::error!(%error, "a connection to the kubelet API broke by our fault");
+                },
+                accepted = self.listener.accept(), if connections.len() < CONNECTIONS => match accepted {
                     Ok((stream, _)) => {
-                        let connection = serve(stream, self.current.load_full(), self.router.clone(), stop.clone());
-                        tasks.spawn(async move {
-                            connection.await;
-                            drop(permit);
-                        });
+                        connections.spawn(serve(stream, self.current.load_full(), self.router.clone(), stop.clone()));
                     }
                     Err(error) => {
                         tracing::warn!(%error, "accept a connection to the kubelet API");
                         tokio::time::sleep(PAUSE).await;
                     }
-                }
-                while tasks.try_join_next().is_some() {}
+                },
             }
-        };
-        // A connection that is not accepted is refused when the listener goes.
-        tokio::select! {
-            () = accepting => {}
-            () = stop.cancelled() => {}
         }
-        tokio::time::sleep(Duration::ZERO).await;
-        let drained = async { while tasks.len() > 1 && tasks.join_next().await.is_some() {} };
-        let _ = tokio::time::timeout(DRAIN, drained).await;
-        tasks.shutdown().await;
     }
 }
 

@@ -7,7 +7,6 @@ use futures::StreamExt;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
@@ -16,6 +15,7 @@ use super::node_object::{self, Heartbeat, Host, NodeIdentity};
 use super::{agent_beat, lease};
 use crate::agent::AgentClient;
 use crate::cluster::{ClusterError, NodeApi, Watched};
+use crate::parts::{PartError, Parts};
 
 /// A status that does not change is written again after this long: the kubelet's figure.
 const HEARTBEAT: Duration = Duration::from_secs(300);
@@ -65,31 +65,47 @@ impl NodeController {
     }
 
     /// Works until `stop`. The node and its lease stay: pods go on running while we are away.
-    pub async fn run(mut self, stop: CancellationToken) {
-        let mut parts = JoinSet::new();
-        let (sender, mut host) = watch::channel(Host::Unheard);
-        parts.spawn(agent_beat::follow(self.services.agent.clone(), sender).in_current_span());
+    ///
+    /// # Errors
+    /// When it lacks one of its parts.
+    pub async fn run(mut self, stop: CancellationToken) -> Result<(), PartError> {
+        let mut parts = Parts::default();
+        let (sender, host) = watch::channel(Host::Unheard);
+        let beat = agent_beat::follow(self.services.agent.clone(), sender);
+        parts.spawn("the stream of what the host says", beat.in_current_span());
         let name = self.identity.name.clone();
-        let lease = lease::keep(self.services.api.clone(), name.clone(), self.uid.subscribe(), stop.clone());
-        parts.spawn(lease.in_current_span());
-        let mut watched = self.services.api.watch_node(&name);
+        let lease = lease::keep(self.services.api.clone(), name, self.uid.subscribe(), stop.clone());
+        parts.spawn("the renewal of the lease", lease.in_current_span());
+        let ended = self.work(&mut parts, host, &stop).await;
+        parts.shutdown().await;
+        ended
+    }
+
+    async fn work(
+        &mut self,
+        parts: &mut Parts,
+        mut host: watch::Receiver<Host>,
+        stop: &CancellationToken,
+    ) -> Result<(), PartError> {
+        let mut watched = self.services.api.watch_node(&self.identity.name);
         loop {
             let known = host.borrow_and_update().clone();
             // Dropped half-way, what it writes is written again by whoever comes next.
             tokio::select! {
                 () = self.reconcile(&known) => {}
-                () = stop.cancelled() => break,
+                () = stop.cancelled() => return Ok(()),
             }
             let wake = self.wake();
             // Each arm waits for something that stays there until it is taken.
             tokio::select! {
-                () = stop.cancelled() => break,
-                changed = host.changed() => if changed.is_err() { break },
-                Some(change) = watched.next() => self.take(change),
+                () = stop.cancelled() => return Ok(()),
+                missing = parts.missing(stop) => return Err(missing),
+                // The sender is a part's: when it is gone, so is the part.
+                Ok(()) = host.changed() => {}
+                change = watched.next() => self.take(change.ok_or_else(|| PartError::ended("the watch of the node"))?),
                 () = tokio::time::sleep_until(wake) => self.retry = None,
             }
         }
-        parts.shutdown().await;
     }
 
     fn wake(&self) -> Instant {

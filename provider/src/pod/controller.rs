@@ -1,25 +1,35 @@
 //! Brings the pods of one node to their workers: the API server's watch and the agent's stream, joined by UID.
 //!
-//! It owns the workers. One that ends while there still is something of its pod, or that panics, is begun anew.
+//! It owns the workers. One that ends while there still is something of its pod is begun anew; one that panics as well, but
+//! later each time.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{Id, JoinError, JoinSet};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use super::agent_link::{self, LinkEvent};
 use super::agent_pods::{AgentPod, AgentPods};
+use super::backoff::Backoff;
 use super::cache_choice::CacheChoice;
 use super::worker::{AgentInput, ApiInput, Inputs, Means, Worker};
 use crate::agent::{AgentClient, PodChange, PodEvent};
 use crate::cluster::pods::PodName;
 use crate::cluster::{EventNote, EventRecorder, ObjectApi, ObjectStore, PodApi, Source, Watched};
 use crate::meters::Meters;
+use crate::parts::{PartError, Parts};
+
+/// How long after a panic of its worker a pod is taken up again: at first, and at most.
+const TAKE_UP: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
+/// A worker that has gone on for so long counts as well again.
+const WELL: Duration = Duration::from_secs(600);
 
 /// What the pods of a node are carried with.
 #[derive(Debug, Clone)]
@@ -80,7 +90,16 @@ pub struct PodController {
     connection: u64,
     workers: HashMap<String, watch::Sender<Inputs>>,
     tasks: JoinSet<()>,
-    task_pods: HashMap<Id, PodName>,
+    task_pods: HashMap<Id, Begun>,
+    /// Pods whose worker has panicked, by UID.
+    broken: HashMap<String, Backoff>,
+}
+
+/// A worker's pod, and from when on the worker works.
+#[derive(Debug)]
+struct Begun {
+    name: PodName,
+    at: Instant,
 }
 
 impl PodController {
@@ -113,29 +132,48 @@ impl PodController {
             workers: HashMap::new(),
             tasks: JoinSet::new(),
             task_pods: HashMap::new(),
+            broken: HashMap::new(),
         };
         (controller, PodDirectory { questions: sender })
     }
 
     /// Works until `stop`, then ends the workers.
-    pub async fn run(mut self, stop: CancellationToken) {
+    ///
+    /// # Errors
+    /// When it lacks one of its parts.
+    pub async fn run(mut self, stop: CancellationToken) -> Result<(), PartError> {
+        let (sender, link) = mpsc::channel(256);
+        let mut parts = Parts::default();
+        let follow = agent_link::follow(self.means.agent.clone(), sender);
+        parts.spawn("the stream of the agent's pods", follow.in_current_span());
+        let ended = self.work(&mut parts, link, &stop).await;
+        parts.shutdown().await;
+        // A worker stops between two steps or in the midst of one; both are safe.
+        self.tasks.shutdown().await;
+        ended
+    }
+
+    async fn work(
+        &mut self,
+        parts: &mut Parts,
+        mut link: mpsc::Receiver<LinkEvent>,
+        stop: &CancellationToken,
+    ) -> Result<(), PartError> {
         let mut watched = self.means.pods.watch_pods(&self.means.node);
-        let (sender, mut link) = mpsc::channel(256);
-        let mut links = JoinSet::new();
-        links.spawn(agent_link::follow(self.means.agent.clone(), sender).in_current_span());
         loop {
             // Each arm takes one element from something that keeps the rest.
             tokio::select! {
-                () = stop.cancelled() => break,
-                Some(change) = watched.next() => self.take_from_cluster(change, &stop),
-                Some(event) = link.recv() => self.take_from_agent(event, &stop),
+                () = stop.cancelled() => return Ok(()),
+                missing = parts.missing(stop) => return Err(missing),
+                change = watched.next() => {
+                    let change = change.ok_or_else(|| PartError::ended("the watch of pods"))?;
+                    self.take_from_cluster(change, stop);
+                }
+                Some(event) = link.recv() => self.take_from_agent(event, stop),
                 Some(question) = self.questions.recv() => self.answer(question),
-                Some(ended) = self.tasks.join_next_with_id() => self.worker_ended(ended, &stop),
+                Some(ended) = self.tasks.join_next_with_id() => self.worker_ended(ended, stop),
             }
         }
-        links.shutdown().await;
-        // Every worker holds the same token, and stops between two steps or in the midst of one; both are safe.
-        while self.tasks.join_next().await.is_some() {}
     }
 
     fn take_from_cluster(&mut self, change: Watched<Pod>, stop: &CancellationToken) {
@@ -218,7 +256,7 @@ impl PodController {
                 differs
             });
         } else if let Some(name) = self.name(uid) {
-            self.begin(name, inputs, stop);
+            self.begin(name, inputs, Duration::ZERO, stop);
         }
     }
 
@@ -251,13 +289,21 @@ impl PodController {
         }
     }
 
-    fn begin(&mut self, name: PodName, inputs: Inputs, stop: &CancellationToken) {
+    /// Begins a worker that works from `delay` on.
+    fn begin(&mut self, name: PodName, inputs: Inputs, delay: Duration, stop: &CancellationToken) {
         let span = tracing::info_span!("pod", namespace = name.namespace, name = name.name, pod_uid = name.uid);
         let (sender, receiver) = watch::channel(inputs);
         self.workers.insert(name.uid.clone(), sender);
         let worker = Worker::new(self.means.clone(), name.clone(), receiver);
-        let task = self.tasks.spawn(worker.run(stop.clone()).instrument(span));
-        self.task_pods.insert(task.id(), name);
+        let (at, stop) = (Instant::now() + delay, stop.clone());
+        let work = async move {
+            if !delay.is_zero() {
+                tokio::time::sleep_until(at).await;
+            }
+            worker.run(stop).await;
+        };
+        let task = self.tasks.spawn(work.instrument(span));
+        self.task_pods.insert(task.id(), Begun { name, at });
         self.means.meters.workers.inc();
     }
 
@@ -266,19 +312,48 @@ impl PodController {
             Ok((id, ())) => *id,
             Err(error) => error.id(),
         };
-        let Some(name) = self.task_pods.remove(&id) else { return };
-        if let Err(error) = ended {
-            tracing::error!(pod_uid = name.uid, %error, "worker of a pod has failed, beginning it anew");
-        }
+        let Some(Begun { name, at }) = self.task_pods.remove(&id) else { return };
         self.workers.remove(&name.uid);
         self.means.meters.workers.dec();
         if !self.api_pods.contains_key(&name.uid) {
             self.agent_pods.forget(&name.uid);
         }
-        if !stop.is_cancelled() && self.name(&name.uid).is_some() {
-            let inputs = self.inputs(&name.uid);
-            self.begin(name, inputs, stop);
+        if stop.is_cancelled() || self.name(&name.uid).is_none() {
+            self.broken.remove(&name.uid);
+            return;
         }
+        let delay = match ended {
+            Ok(_) => {
+                self.broken.remove(&name.uid);
+                Duration::ZERO
+            }
+            Err(error) => self.broke(&name, at, error),
+        };
+        let inputs = self.inputs(&name.uid);
+        self.begin(name, inputs, delay, stop);
+    }
+
+    /// Says that a pod's worker has panicked, and when the pod is taken up again.
+    fn broke(&mut self, name: &PodName, at: Instant, error: JoinError) -> Duration {
+        let backoff = self.broken.entry(name.uid.clone()).or_insert_with(|| Backoff::new(TAKE_UP.0, TAKE_UP.1));
+        if at.elapsed() >= WELL {
+            backoff.reset();
+        }
+        let delay = Duration::from_secs(backoff.next().as_secs());
+        let error = PartError::broken("the pod's worker".to_owned(), error);
+        let again = humantime::format_duration(delay);
+        tracing::error!(pod_uid = name.uid, %error, %again, "worker of a pod broke, beginning it anew");
+        self.record(PodEvent {
+            uid: name.uid.clone(),
+            namespace: name.namespace.clone(),
+            name: name.name.clone(),
+            warning: true,
+            reason: "FailedSync".to_owned(),
+            message: format!("Error syncing pod, skipping: {error}; trying again in {again}"),
+            field_path: String::new(),
+            time: None,
+        });
+        delay
     }
 
     fn record(&self, event: PodEvent) {

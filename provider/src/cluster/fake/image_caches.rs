@@ -46,6 +46,7 @@ impl ImageCacheApi for FakeCluster {
     }
 
     async fn create_image_cache(&self, cache: &ImageCache) -> Result<ImageCache, ClusterError> {
+        self.panic_if_broken("create_image_cache");
         let record = self.online()?;
         let name = cache.metadata.name.clone().unwrap_or_default();
         if record.image_caches.contains_key(&name) {

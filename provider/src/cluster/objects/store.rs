@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::watching::{Latest, Watched};
 use super::{ObjectApi, ObjectKey, SharedContent};
+use crate::parts::PartError;
 
 /// How long an object is watched for the sake of a pod that may come back under another name.
 const LINGER: Duration = Duration::from_secs(60);
@@ -74,28 +75,37 @@ impl ObjectStore {
 }
 
 impl ObjectStoreTask {
-    /// Serves until `stop`.
-    pub async fn run(mut self, stop: CancellationToken) {
+    /// Serves until `stop`, or until nobody can ask any more.
+    ///
+    /// # Errors
+    /// When it lacks one of its parts.
+    pub async fn run(mut self, stop: CancellationToken) -> Result<(), PartError> {
+        let ended = self.work(&stop).await;
+        self.watches.shutdown().await;
+        ended
+    }
+
+    async fn work(&mut self, stop: &CancellationToken) -> Result<(), PartError> {
         let mut services = self.api.watch_services();
         let mut latest = Latest::default();
         loop {
             // Each arm takes one element from a queue, a stream or a set that keeps the rest.
             tokio::select! {
-                () = stop.cancelled() => break,
+                () = stop.cancelled() => return Ok(()),
                 request = self.requests.recv() => match request {
                     Some(request) => self.serve(request),
-                    None => break,
+                    None => return Ok(()),
                 },
-                Some(change) = services.next() => {
-                    latest.take(change);
+                change = services.next() => {
+                    latest.take(change.ok_or_else(|| PartError::ended("the watch of Services"))?);
                     self.services.send_replace(Some(Arc::new(latest.values().cloned().collect())));
                 }
-                Some(ended) = self.watches.join_next() => if let Ok(key) = ended {
-                    self.retire(key);
+                Some(ended) = self.watches.join_next() => match ended {
+                    Ok(key) => self.retire(key),
+                    Err(error) => return Err(PartError::broken("a watch of a ConfigMap or Secret".to_owned(), error)),
                 },
             }
         }
-        self.watches.shutdown().await;
     }
 
     fn serve(&mut self, request: Request) {

@@ -66,10 +66,20 @@ impl ImageCacheController {
             Err(ClusterError::Conflict { .. }) => {}
             Err(error) => {
                 tracing::warn!(%error, "automatic image cache cannot be made");
-                for pod in &pods {
-                    record(&self.around.events, pod, auto_create_failed(&error.to_string()));
-                }
+                self.tell_not_created(&pods, &error.to_string());
             }
+        }
+    }
+
+    /// The job that was to make the object broke: whoever asks next has it tried again.
+    pub(super) fn not_created(&mut self, image_set: &str, why: &str) {
+        let pods = self.askers.creating.remove(image_set).unwrap_or_default();
+        self.tell_not_created(&pods, why);
+    }
+
+    fn tell_not_created(&self, pods: &[ObjectReference], why: &str) {
+        for pod in pods {
+            record(&self.around.events, pod, auto_create_failed(why));
         }
     }
 

@@ -129,7 +129,10 @@ impl ImageCacheController {
         for (node, cache) in found.build {
             let Some(agent) = self.around.agents.get(&node).cloned() else { continue };
             let subject = Subject::Build { node, id: id_of(&cache) };
-            self.start(subject, jobs::build(self.around.api.clone(), agent, self.around.read_logins, cache));
+            // How often a host is told is the plan's to say; here it counts only when the job itself broke.
+            if is_due(&subject) {
+                self.start(subject, jobs::build(self.around.api.clone(), agent, self.around.read_logins, cache));
+            }
         }
         for (name, status) in found.write {
             let subject = Subject::Status { name: name.clone() };

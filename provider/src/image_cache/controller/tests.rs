@@ -20,7 +20,7 @@ struct Bench {
     cluster: Arc<FakeCluster>,
     agents: BTreeMap<String, Arc<FakeAgent>>,
     caches: ImageCaches,
-    tasks: JoinSet<()>,
+    tasks: JoinSet<Result<(), PartError>>,
     stop: CancellationToken,
 }
 
@@ -320,4 +320,39 @@ async fn a_cache_whose_time_is_over_is_removed() {
     cache.metadata.creation_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(long_ago));
     bench.cluster.put_image_cache(cache);
     bench.cluster.wait("removal", |record| record.image_caches.is_empty()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_that_cannot_be_followed_ends_it_with_its_name() {
+    let agent = Arc::new(FakeAgent::default());
+    agent.break_call("watch_image_caches");
+    let mut bench = Bench::start(Arc::default(), [("a".to_owned(), agent)].into());
+    let ended = tokio::time::timeout(Duration::from_secs(60), bench.tasks.join_next()).await.expect("in time");
+    let error = ended.unwrap().unwrap().unwrap_err();
+    assert_eq!(error.to_string(), "the stream of the image caches of a has panicked: watch_image_caches is broken");
+}
+
+/// In real time, since that is what the controller reckons in.
+#[tokio::test]
+async fn a_job_that_panics_is_begun_again_later_and_the_controller_goes_on() {
+    let bench = Bench::new(&["a"]);
+    bench.agent("a").break_call("build_image_cache");
+    bench.put("c", &["nginx:1"]);
+    let id = id_of(&bench.phase("c", Phase::Pending).await);
+    let agents = bench.agents.clone();
+    agents["a"].wait("a panic", |_| agents["a"].panics() > 0).await;
+    bench.settle().await;
+    let panics = bench.agent("a").panics();
+    assert!(panics < 5, "{panics} tries within a moment");
+    bench.agent("a").mend_calls();
+    bench.told("a", &id).await;
+
+    // One that makes an automatic cache leaves nobody waiting for what never comes.
+    bench.cluster.break_call("create_image_cache");
+    bench.caches.choose("a", &pod("p", json!({}), &["redis:1"])).await;
+    let text = bench.event("p", "ImageCacheAutoCreateFailed").await;
+    assert!(text.contains("create_image_cache is broken"), "{text}");
+    bench.cluster.mend_calls();
+    bench.caches.choose("a", &pod("q", json!({}), &["redis:1"])).await;
+    bench.event("q", "ImageCacheAutoCreated").await;
 }

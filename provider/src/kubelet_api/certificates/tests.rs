@@ -54,3 +54,27 @@ fn without_files_a_certificate_is_made() {
     let files = Files { pair: None, client_ca: None, node: "n".into(), address: [127, 0, 0, 1].into() };
     assert!(load(&files).is_ok());
 }
+
+#[tokio::test(start_paused = true)]
+async fn files_that_cannot_be_watched_are_looked_at_now_and_then() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let parent = tempfile::tempdir().unwrap();
+    let folder = parent.path().join("certificates");
+    std::fs::create_dir(&folder).unwrap();
+    write_pair(&folder, "one");
+    let current: Current = Arc::new(ArcSwap::from_pointee(load(&files(&folder)).unwrap()));
+    let first = current.load_full();
+    std::fs::remove_dir_all(&folder).unwrap();
+    let change = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        std::fs::create_dir(&folder).unwrap();
+        write_pair(&folder, "two");
+        while Arc::ptr_eq(&current.load_full(), &first) {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    };
+    tokio::select! {
+        () = keep_current(files(&folder), current.clone()) => unreachable!("it never ends"),
+        changed = tokio::time::timeout(Duration::from_secs(60), change) => changed.expect("in time"),
+    }
+}

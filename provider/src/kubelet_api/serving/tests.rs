@@ -29,7 +29,7 @@ struct Bench {
     address: SocketAddr,
     authority: CertifiedIssuer<'static, KeyPair>,
     _folder: tempfile::TempDir,
-    _tasks: JoinSet<()>,
+    _tasks: JoinSet<Result<(), PartError>>,
 }
 
 fn authority() -> CertifiedIssuer<'static, KeyPair> {

@@ -2,6 +2,9 @@
 
 use k8s_openapi::api::core::v1::NodeCondition;
 
+use rstest::rstest;
+use tokio::task::JoinSet;
+
 use super::*;
 use crate::agent::fake::FakeAgent;
 use crate::cluster::fake::{FakeCluster, Record};
@@ -12,7 +15,7 @@ const NODE: &str = "virtual-node-eci-0";
 struct Bench {
     cluster: Arc<FakeCluster>,
     agent: Arc<FakeAgent>,
-    tasks: JoinSet<()>,
+    tasks: JoinSet<Result<(), PartError>>,
     stop: CancellationToken,
 }
 
@@ -177,4 +180,18 @@ async fn without_an_agent_the_node_says_so_and_an_api_server_that_is_away_is_wai
     bench.stop.cancel();
     while bench.tasks.join_next().await.is_some() {}
     assert!(bench.cluster.see(|record| record.nodes.contains_key(NODE)));
+}
+
+#[rstest]
+#[case("lease", "the renewal of the lease")]
+#[case("watch_node", "the stream of what the host says")]
+#[tokio::test(start_paused = true)]
+async fn a_part_that_panics_ends_it_with_its_name(#[case] call: &'static str, #[case] part: &str) {
+    let mut bench = Bench::start(|cluster, agent| {
+        cluster.break_call(call);
+        agent.break_call(call);
+    });
+    let ended = tokio::time::timeout(Duration::from_secs(60), bench.tasks.join_next()).await.expect("in time");
+    let error = ended.unwrap().unwrap().unwrap_err();
+    assert_eq!(error.to_string(), format!("{part} has panicked: {call} is broken"));
 }

@@ -1,0 +1,143 @@
+//! How pods start: what is refused, what is tried again, and from which image cache.
+
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+
+use super::*;
+use crate::agent::AgentError;
+use crate::pod::cache_choice::{CacheDecision, Notice, Refusal};
+
+#[tokio::test(start_paused = true)]
+async fn what_the_agent_refuses_is_said_and_tried_again_when_changed() {
+    let mut bench = Bench::new();
+    let message = "spec.hostPID is not offered; leave it out";
+    bench.agent.set(|record| record.run_failures.push_back(AgentError::Refused { message: message.into() }));
+    bench.start();
+    bench.cluster.put_pod(pod("p", "u1"));
+    bench.event("ProviderCreateFailed").await;
+    let reason = |record: &Record| record.pods["ns/p"].status.as_ref()?.reason.clone();
+    bench.cluster.wait("reason", |record| reason(record).as_deref() == Some("ProviderFailed")).await;
+    let shown = bench.cluster.see(|record| record.pods["ns/p"].status.clone().unwrap());
+    assert_eq!((shown.phase.as_deref(), shown.message.as_deref()), (Some("Pending"), Some(message)));
+    bench.cluster.edit_pod("ns", "p", |pod| {
+        pod.metadata.labels = Some([("fixed".to_owned(), "yes".to_owned())].into());
+    });
+    tokio::time::timeout(Duration::from_secs(5), bench.ran(1)).await.expect("at once");
+    bench.agent.report("u1", status("Running"));
+    bench.phase("p", "Running").await;
+    bench.cluster.wait("no reason", |record| reason(record).is_none()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_fails_is_never_given_up() {
+    let mut bench = Bench::new();
+    let failure = || AgentError::Failed { call: "RunPod", message: "busy".into() };
+    bench.agent.set(|record| record.run_failures.extend(std::iter::repeat_with(failure).take(12)));
+    bench.start();
+    bench.cluster.put_pod(pod("p", "u1"));
+    for left in [8, 4, 0] {
+        bench.agent.wait("tries", |record| record.run_failures.len() == left).await;
+    }
+    bench.ran(1).await;
+}
+
+/// Says what the test wants.
+#[derive(Debug)]
+struct Scripted(std::sync::Mutex<Vec<CacheDecision>>);
+
+#[async_trait]
+impl CacheChoice for Scripted {
+    async fn choose(&self, node: &str, _: &Pod) -> CacheDecision {
+        assert_eq!(node, NODE);
+        self.0.lock().unwrap().pop().expect("asked too often")
+    }
+
+    fn recall(&self, _: &str, _: &Pod) -> Admitted {
+        Admitted::default()
+    }
+}
+
+fn admitted() -> Admitted {
+    Admitted {
+        image_cache_id: Some("imc-1".into()),
+        notices: vec![Notice { warning: false, reason: "SuccessfulHitImageCache".into(), message: "hit".into() }],
+        annotations: BTreeMap::from([("k8s.aliyun.com/eci-instance-id".to_owned(), "eci-1".to_owned())]),
+        labels: BTreeMap::from([("virtual".to_owned(), "true".to_owned())]),
+        ..Admitted::default()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_chosen_cache_goes_along_and_its_marks_are_written_once() {
+    let mut bench = Bench::new();
+    bench.start_with(Arc::new(Scripted(vec![CacheDecision::Run(admitted())].into())));
+    bench.cluster.put_pod(pod("p", "u1"));
+    bench.event("SuccessfulHitImageCache").await;
+    bench.ran(1).await;
+    let has_it = |pod: &Pod| pod.metadata.annotations.as_ref().is_some_and(|all| all.len() == 1);
+    bench.cluster.wait("annotations", |record| has_it(&record.pods["ns/p"])).await;
+    bench.agent.report("u1", status("Running"));
+    bench.phase("p", "Running").await;
+    // The agent saw the marks from the start, so that nothing had to be handed over again.
+    bench.agent.see(|record| {
+        assert_eq!(record.runs.len(), 1);
+        assert_eq!(record.runs[0].image_cache_id.as_deref(), Some("imc-1"));
+        assert!(has_it(&record.runs[0].pod));
+    });
+    let source = bench.cluster.see(|record| record.events[0].source.clone().unwrap());
+    assert_eq!(source.component.as_deref(), Some("EciService"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_choice_that_is_put_off_is_asked_again() {
+    let mut bench = Bench::new();
+    let refusal = |reason: &str| Refusal { reason: reason.into(), message: "not yet".into(), notices: vec![] };
+    let decisions = vec![
+        CacheDecision::Run(admitted()),
+        CacheDecision::Later(refusal("ProviderFailed")),
+        CacheDecision::Later(refusal("ProviderFailed")),
+    ];
+    bench.start_with(Arc::new(Scripted(decisions.into())));
+    bench.cluster.put_pod(pod("p", "u1"));
+    bench.ran(1).await;
+    bench.event("ProviderCreateFailed").await;
+}
+
+/// Puts pods off until it is opened.
+#[derive(Debug)]
+struct Gate(tokio::sync::watch::Receiver<bool>);
+
+#[async_trait]
+impl CacheChoice for Gate {
+    async fn choose(&self, _: &str, _: &Pod) -> CacheDecision {
+        if *self.0.borrow() {
+            return CacheDecision::Run(admitted());
+        }
+        let (reason, message) = ("ImageCacheNotComplete".to_owned(), "not yet".to_owned());
+        CacheDecision::Later(Refusal { reason, message, notices: vec![] })
+    }
+
+    async fn until_worth_asking(&self, _: &str, _: &Pod) {
+        drop(self.0.clone().wait_for(|open| *open).await);
+    }
+
+    fn recall(&self, _: &str, _: &Pod) -> Admitted {
+        Admitted::default()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_waits_for_its_cache_starts_as_soon_as_that_is_ready() {
+    let mut bench = Bench::new();
+    let (open, gate) = tokio::sync::watch::channel(false);
+    bench.start_with(Arc::new(Gate(gate)));
+    bench.cluster.put_pod(pod("p", "u1"));
+    bench.event("ProviderCreateFailed").await;
+    // Long enough for the back-off to have grown to its cap.
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    let began = Instant::now();
+    open.send_replace(true);
+    bench.ran(1).await;
+    assert!(began.elapsed() < Duration::from_secs(1), "waited {:?}", began.elapsed());
+}
