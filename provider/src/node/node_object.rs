@@ -19,6 +19,8 @@ use crate::agent::{HostImage, NodeFacts};
 pub const TAINT_KEY: &str = "virtual-kubelet.io/provider";
 /// Its value.
 pub const TAINT_VALUE: &str = "alibabacloud";
+/// What it does to them.
+const TAINT_EFFECT: &str = "NoSchedule";
 /// How many images a Node object names at most: the kubelet's bound.
 const IMAGES: usize = 50;
 
@@ -57,7 +59,7 @@ pub struct Taints {
 impl Taints {
     /// The taints as the node bears them.
     pub fn all(&self) -> Vec<Taint> {
-        let eci = (TAINT_KEY.to_owned(), TAINT_VALUE.to_owned(), "NoSchedule".to_owned());
+        let eci = (TAINT_KEY.to_owned(), TAINT_VALUE.to_owned(), TAINT_EFFECT.to_owned());
         let eci = (!self.without_eci).then_some(eci);
         let taint = |(key, value, effect): (String, String, String)| Taint {
             key,
@@ -146,6 +148,10 @@ pub fn taints(identity: &NodeIdentity) -> Vec<Taint> {
     identity.taints.all()
 }
 
+fn is_eci(taint: &Taint) -> bool {
+    taint.key == TAINT_KEY && taint.value.as_deref() == Some(TAINT_VALUE) && taint.effect == TAINT_EFFECT
+}
+
 /// The node as it is made.
 pub fn new_node(identity: &NodeIdentity, host: &Host, now: Timestamp) -> Node {
     Node {
@@ -173,11 +179,13 @@ pub fn metadata_patch(current: &Node, identity: &NodeIdentity, host: &Host) -> O
         have.iter().any(|there| there.key == taint.key && there.effect == taint.effect && there.value == taint.value)
     };
     let missing: Vec<Taint> = taints(identity).into_iter().filter(|taint| !is_there(taint)).collect();
-    if !missing.is_empty() {
+    // Left over from a time in which it was not left out.
+    let is_over = |taint: &Taint| identity.taints.without_eci && is_eci(taint) && !taints(identity).iter().any(is_eci);
+    if !missing.is_empty() || have.iter().any(is_over) {
         // The list is replaced as a whole, so the version says which list was read.
         let replaces =
             |there: &Taint| missing.iter().any(|taint| taint.key == there.key && taint.effect == there.effect);
-        let kept = have.iter().filter(|there| !replaces(there)).cloned();
+        let kept = have.iter().filter(|there| !replaces(there) && !is_over(there)).cloned();
         let all: Vec<Taint> = kept.chain(missing.iter().cloned()).collect();
         patch.insert("spec".to_owned(), json!({"taints": all}));
         let version = current.metadata.resource_version.clone();

@@ -108,6 +108,23 @@ fn what_others_wrote_lives_on() {
 }
 
 #[test]
+fn a_taint_that_is_left_out_by_now_is_taken_away() {
+    let node = new_node(&identity(), &Host::Alive(facts()), at(5));
+    let without = NodeIdentity { taints: Taints { without_eci: true, more: vec![] }, ..identity() };
+    let patched = applied(&node, metadata_patch(&node, &without, &Host::Alive(facts())));
+    assert_eq!(patched.spec.clone().unwrap().taints.unwrap_or_default(), []);
+    assert_eq!(metadata_patch(&patched, &without, &Host::Alive(facts())), None);
+    // Asked for by hand it stays, as does another of the same key.
+    let by_hand = (TAINT_KEY.to_owned(), TAINT_VALUE.to_owned(), "NoSchedule".to_owned());
+    let asked = NodeIdentity { taints: Taints { without_eci: true, more: vec![by_hand] }, ..identity() };
+    assert_eq!(metadata_patch(&node, &asked, &Host::Alive(facts())), None);
+    let mut other = node;
+    let theirs = Taint { key: TAINT_KEY.into(), effect: "NoExecute".into(), ..Taint::default() };
+    other.spec.as_mut().unwrap().taints = Some(vec![theirs]);
+    assert_eq!(metadata_patch(&other, &without, &Host::Alive(facts())), None);
+}
+
+#[test]
 fn nothing_is_written_when_nothing_changed_unless_a_heartbeat_is_due() {
     let node = new_node(&identity(), &Host::Alive(facts()), at(5));
     let current = node.status.unwrap();
