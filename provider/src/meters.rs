@@ -2,6 +2,7 @@
 //!
 //! Cheap to clone; every clone counts into the same figures.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -82,12 +83,12 @@ impl Default for Meters {
 }
 
 impl Meters {
-    /// All figures as text.
-    pub fn text(&self) -> String {
-        let mut out = String::new();
-        // Writing to a String does not fail; a figure that cannot be written is left out.
-        let _ = text::encode(&mut out, &self.registry);
-        out
+    /// Writes all figures as text.
+    ///
+    /// # Errors
+    /// When `out` does not take it.
+    pub fn write(&self, out: &mut impl fmt::Write) -> fmt::Result {
+        text::encode(out, &self.registry)
     }
 }
 
@@ -100,7 +101,8 @@ mod tests {
         let meters = Meters::default();
         meters.clone().hand_overs.record(Outcome::Done, Duration::from_millis(3));
         meters.workers.inc();
-        let text = meters.text();
+        let mut text = String::new();
+        meters.write(&mut text).unwrap();
         for line in [
             r#"larder_provider_pod_hand_overs_total{outcome="Done"} 1"#,
             r#"larder_provider_pod_hand_overs_seconds_bucket{le="0.004"} 1"#,

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use axum::Router;
 use axum::routing::get;
+use http::StatusCode;
 use http::header::CONTENT_TYPE;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -28,8 +29,9 @@ impl MetricsServer {
     pub(super) async fn run(self, stop: CancellationToken) {
         let meters = self.meters;
         let answer = move || {
-            let text = meters.text();
-            async move { ([(CONTENT_TYPE, TEXT)], text) }
+            let mut text = String::new();
+            let written = meters.write(&mut text).map(|()| ([(CONTENT_TYPE, TEXT)], text));
+            async move { written.map_err(|_| StatusCode::INTERNAL_SERVER_ERROR) }
         };
         let serving = axum::serve(self.listener, Router::new().route("/metrics", get(answer)));
         if let Err(error) = serving.with_graceful_shutdown(stop.cancelled_owned()).await {
