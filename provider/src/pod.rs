@@ -15,6 +15,7 @@ mod content;
 mod controller;
 mod next_action;
 mod objects;
+mod resize;
 mod service_env;
 mod status;
 mod worker;

@@ -12,6 +12,8 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::{Map, Value, json};
 
+use super::resize;
+
 /// Tells on ECI whether the instance behind a pod could be made.
 const INSTANCE_CREATED: &str = "ContainerInstanceCreated";
 /// The conditions that the agent decides.
@@ -42,7 +44,7 @@ pub(super) enum Reported<'a> {
 }
 
 /// Everything that the status follows from, besides what the agent says.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Situation<'a> {
     /// The pod at the API server.
     pub(super) pod: &'a Pod,
@@ -52,6 +54,8 @@ pub(super) struct Situation<'a> {
     pub(super) host_ip: Option<&'a str>,
     /// The newest generation of the pod that the agent has been given.
     pub(super) handed_over: Option<i64>,
+    /// Says that a resize is not done.
+    pub(super) resize: Option<PodCondition>,
     /// The time.
     pub(super) now: Timestamp,
 }
@@ -99,6 +103,7 @@ pub(super) fn wanted(situation: &Situation<'_>, reported: Reported<'_>) -> Optio
         let made = PodCondition { type_: condition.type_.clone(), status: "True".into(), ..PodCondition::default() };
         status.conditions.get_or_insert_default().push(made);
     }
+    status.conditions.get_or_insert_default().extend(situation.resize.clone());
     if status.observed_generation.is_none() {
         status.observed_generation = situation.handed_over.max(current.observed_generation);
     }
@@ -218,6 +223,10 @@ const CLEARED: [&str; 7] = [
     "initContainerStatuses",
     "ephemeralContainerStatuses",
 ];
+/// The list that is merged by type, so that others can have theirs in it.
+const CONDITIONS: &str = "conditions";
+/// Conditions that are taken away when they are no longer wanted. All others stay: they may be somebody else's.
+const TAKEN_BACK: [&str; 1] = [resize::PENDING];
 /// Lists that a strategic merge would join, and that are to be replaced.
 const REPLACED: [&str; 2] = ["podIPs", "hostIPs"];
 
@@ -255,15 +264,14 @@ pub(super) fn patch(current: &Value, wanted: &Value) -> Option<Value> {
     let mut change = Map::new();
     let empty = Map::new();
     let (current, wanted) = (current.as_object().unwrap_or(&empty), wanted.as_object().unwrap_or(&empty));
-    for (key, value) in wanted {
-        if key == "conditions" {
-            let differing = differing_conditions(current.get(key), value);
-            if !differing.is_empty() {
-                change.insert(key.clone(), Value::Array(differing));
-            }
-        } else if current.get(key) != Some(value) {
+    for (key, value) in wanted.iter().filter(|(key, _)| *key != CONDITIONS) {
+        if current.get(key) != Some(value) {
             change.insert(key.clone(), replacing(key, value));
         }
+    }
+    let differing = differing_conditions(current.get(CONDITIONS), wanted.get(CONDITIONS));
+    if !differing.is_empty() {
+        change.insert(CONDITIONS.to_owned(), Value::Array(differing));
     }
     for key in CLEARED {
         if current.contains_key(key) && !wanted.contains_key(key) {
@@ -280,11 +288,14 @@ fn replacing(key: &str, value: &Value) -> Value {
     value.clone()
 }
 
-fn differing_conditions(current: Option<&Value>, wanted: &Value) -> Vec<Value> {
-    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
-    let current = current.map(list).unwrap_or_default();
-    let differing = list(wanted).into_iter().filter(|condition| !current.contains(condition));
-    differing.map(|condition| clearing(&current, condition)).collect()
+fn differing_conditions(current: Option<&Value>, wanted: Option<&Value>) -> Vec<Value> {
+    let list = |value: Option<&Value>| value.and_then(Value::as_array).cloned().unwrap_or_default();
+    let (current, wanted) = (list(current), list(wanted));
+    let names = |all: &[Value], type_: &str| all.iter().any(|condition| condition["type"] == type_);
+    let over = TAKEN_BACK.iter().filter(|type_| names(&current, type_) && !names(&wanted, type_));
+    let over: Vec<Value> = over.map(|type_| json!({"$patch": "delete", "type": type_})).collect();
+    let differing = wanted.into_iter().filter(|condition| !current.contains(condition));
+    differing.map(|condition| clearing(&current, condition)).chain(over).collect()
 }
 
 /// A merge keeps the reason of the condition before, unless it is taken away.

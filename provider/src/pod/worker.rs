@@ -20,6 +20,7 @@ use super::backoff::Backoff;
 use super::cache_choice::{Admitted, CacheChoice};
 use super::content::{ContentWatch, Contents};
 use super::next_action::{Action, AgentView, ApiPod, ApiView, Blocked, Content, Done, Moment, StopSent, next_action};
+use super::resize::{self, Allocated};
 use super::status::{self, Failure, Reported, Situation};
 use crate::agent::AgentClient;
 use crate::cluster::pods::{PodMarks, PodName};
@@ -285,12 +286,22 @@ impl Worker {
 
     fn content_state(&mut self) -> Content {
         let (ApiInput::Present(pod), Some(sent)) = (&self.api, &self.sent) else { return Content::NeverSent };
-        let marked = self.with_marks(pod);
-        if !same_content(&marked, &sent.pod) || self.content.contents() != sent.contents {
+        let wanted = self.with_marks(&resize::held_back(pod, &self.allocated()));
+        if !same_content(&wanted, &sent.pod) || self.content.contents() != sent.contents {
             return Content::Changed;
         }
         let renew_at = self.content.renew_at().map(|at| at.saturating_duration_since(self.began));
         Content::Current { renew_at }
+    }
+
+    /// What the pod's containers have, as long as the agent has the pod.
+    fn allocated(&self) -> Allocated {
+        match &self.agent {
+            AgentInput::Known(AgentPod::State(state)) => {
+                resize::allocated(self.sent.as_ref().map(|sent| &*sent.pod), &state.status)
+            }
+            AgentInput::Known(AgentPod::Gone(_)) | AgentInput::Absent | AgentInput::Unlisted => Allocated::default(),
+        }
     }
 
     fn marks(&self) -> PodMarks {
@@ -328,6 +339,7 @@ impl Worker {
             failure: self.failure.as_ref(),
             host_ip: self.means.host_ip.as_deref(),
             handed_over: self.sent.as_ref().and_then(|sent| sent.pod.metadata.generation),
+            resize: resize::pending(pod, &self.allocated()),
             now: Timestamp::now(),
         };
         let wanted = status::canonical(&status::wanted(&situation, reported)?);
@@ -374,10 +386,25 @@ fn version(pod: &Pod) -> u64 {
     version.unwrap_or(u64::MAX)
 }
 
-/// True when the agent would be given the same.
+/// True when the agent would be given the same. Its status tells the generation that it has seen; and whether the pod is
+/// ready depends on conditions that others write, where the pod names them as its gates.
 fn same_content(one: &Pod, other: &Pod) -> bool {
     let (a, b) = (&one.metadata, &other.metadata);
-    one.spec == other.spec && a.labels == b.labels && a.annotations == b.annotations
+    one.spec == other.spec
+        && a.generation == b.generation
+        && a.labels == b.labels
+        && a.annotations == b.annotations
+        && gates(one) == gates(other)
+}
+
+/// How the readiness gates of a pod stand.
+fn gates(pod: &Pod) -> Vec<Option<&str>> {
+    let gates = pod.spec.iter().flat_map(|spec| spec.readiness_gates.iter().flatten());
+    let stands = |type_: &str| {
+        let mut conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+        conditions.find(|condition| condition.type_ == type_).map(|condition| condition.status.as_str())
+    };
+    gates.map(|gate| stands(&gate.condition_type)).collect()
 }
 
 /// The grace period of a pod that is being deleted.

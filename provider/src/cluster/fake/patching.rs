@@ -39,11 +39,15 @@ fn without_directives(value: &Value) -> Value {
 }
 
 fn merge_list(list: &mut Vec<Value>, elements: &[Value], by: &str) {
-    if elements.iter().any(is_directive) {
+    if elements.iter().any(|element| element["$patch"] == "replace") {
         *list = elements.iter().filter(|element| !is_directive(element)).cloned().collect();
         return;
     }
     for element in elements {
+        if element["$patch"] == "delete" {
+            list.retain(|there| there[by] != element[by]);
+            continue;
+        }
         match list.iter_mut().find(|there| there[by] == element[by]) {
             Some(there) => strategic(there, element),
             None => list.push(element.clone()),

@@ -18,7 +18,7 @@ fn at(second: i64) -> Timestamp {
 }
 
 fn situation(pod: &Pod) -> Situation<'_> {
-    Situation { pod, failure: None, host_ip: Some("10.0.0.1"), handed_over: Some(1), now: at(1000) }
+    Situation { pod, failure: None, host_ip: Some("10.0.0.1"), handed_over: Some(1), resize: None, now: at(1000) }
 }
 
 /// Applies the patch as the API server would.
@@ -229,4 +229,24 @@ proptest! {
             prop_assert_eq!(patch(&canonical(&after), &canonical(&again)), None);
         }
     }
+}
+
+#[test]
+fn a_resize_that_is_not_done_is_told_and_taken_back() {
+    let before = pod(scheduled());
+    let pending = PodCondition {
+        type_: resize::PENDING.into(),
+        status: "True".into(),
+        reason: Some("Infeasible".into()),
+        observed_generation: Some(2),
+        ..PodCondition::default()
+    };
+    let resized = Situation { resize: Some(pending), ..situation(&before) };
+    let told = applied(&before, &wanted(&resized, Reported::State(&running())).unwrap());
+    let condition = find(told.status.as_ref().unwrap(), resize::PENDING).unwrap();
+    assert_eq!((condition.reason.as_deref(), condition.observed_generation), (Some("Infeasible"), Some(2)));
+    assert_eq!(condition.last_transition_time, Some(Time(at(1000))));
+    let after = applied(&told, &wanted(&situation(&told), Reported::State(&running())).unwrap()).status.unwrap();
+    assert_eq!(find(&after, resize::PENDING), None);
+    assert_eq!(after.conditions.unwrap().len(), 3);
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, PodCondition};
 use tokio::time::Instant;
 
 use super::{AgentInput, ApiInput, Sent, Settled, StatusPatch, Worker};
@@ -17,6 +17,7 @@ use crate::pod::agent_pods::AgentPod;
 use crate::pod::cache_choice::{Admitted, CacheDecision, Notice, Refusal};
 use crate::pod::content::Gathered;
 use crate::pod::next_action::{Action, StopSent};
+use crate::pod::resize;
 use crate::pod::status::{self, Failure};
 
 /// How long something that is refused for good is left alone before it is tried again all the same: the agent may have
@@ -67,10 +68,11 @@ impl Worker {
     }
 
     async fn try_hand_over(&mut self, pod: &Arc<Pod>, runs: bool) -> Result<(), Failure> {
+        let held = resize::held_back(pod, &self.allocated());
         let chosen = async {
             match (&self.admitted, runs) {
                 (Some(admitted), _) => Ok((admitted.clone(), false)),
-                (None, true) => Ok((self.means.caches.recall(&self.means.node, pod), false)),
+                (None, true) => Ok((self.means.caches.recall(&self.means.node, &held), false)),
                 (None, false) => match self.means.caches.choose(&self.means.node, pod).await {
                     CacheDecision::Run(admitted) => Ok((admitted, true)),
                     CacheDecision::Refuse(refusal) => Err((refusal, true)),
@@ -91,11 +93,24 @@ impl Worker {
         for (secret, why) in &gathered.unusable_pull_secrets {
             self.note(pod, self.kubelet(), true, "FailedToRetrieveImagePullSecret", &unusable(secret, why));
         }
-        let marked = self.with_marks(pod);
+        let marked = self.with_marks(&held);
         let (run, contents) = run_pod(marked.clone(), admitted, gathered);
         self.means.agent.run_pod(&run).await.map_err(failure_of)?;
         self.sent = Some(Sent { pod: marked, contents });
         Ok(())
+    }
+
+    /// Says that a resize is not done, once for each: when it is written for the first time.
+    fn say_infeasible(&self) {
+        let ApiInput::Present(pod) = &self.api else { return };
+        let Some(pending) = resize::pending(pod, &self.allocated()) else { return };
+        let mut told = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+        let is_told = |told: &PodCondition| {
+            told.type_ == pending.type_ && told.observed_generation == pending.observed_generation
+        };
+        if !told.any(is_told) {
+            self.note(pod, self.kubelet(), true, "ResizeInfeasible", &resize::infeasible(pod, &pending));
+        }
     }
 
     fn admit(&mut self, admitted: Admitted, fresh: bool, pod: &Pod) -> Admitted {
@@ -156,6 +171,7 @@ impl Worker {
                 self.backoff.write_status.reset();
                 let answered = status::canonical(pod.status.as_ref().unwrap_or(&Default::default()));
                 self.settled = Some(Settled { wanted: patch.wanted, answered });
+                self.say_infeasible();
                 self.take_answer(pod);
             }
             Err(error) => {

@@ -1,6 +1,7 @@
 //! Controller and workers against an agent and an API server in memory, with time paused.
 
 mod breaking;
+mod changing;
 mod contents;
 mod ending;
 mod running;
