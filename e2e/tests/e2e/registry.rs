@@ -125,8 +125,11 @@ pub(crate) async fn pull_secret(cluster: &Cluster) -> Result<()> {
     // made of it.
     scene.wait_event("with", "ImageCacheAutoCreated", "").await?;
     let caches = image_caches(&cluster.client).list(&Default::default()).await?;
-    let holds = |cache: &&DynamicObject| cache.data["spec"]["images"] == json!([image]);
-    let name = caches.items.iter().find(holds).and_then(|cache| cache.metadata.name.clone()).context("no cache")?;
+    let spec = |cache: &DynamicObject, field: &str| cache.data["spec"][field].clone();
+    let secrets = json!([format!("{}:login", scene.namespace)]);
+    let is_its =
+        |cache: &&DynamicObject| spec(cache, "images") == json!([image]) && spec(cache, "imagePullSecrets") == secrets;
+    let name = caches.items.iter().find(is_its).and_then(|cache| cache.metadata.name.clone()).context("no cache")?;
     wait_cache(cluster, &name, "Ready", |cache| cache.data["status"]["phase"] == "Ready").await?;
     let again = json!({"restartPolicy": "Never", "containers": [{"name": "main", "image": image, "command": ["true"], "imagePullPolicy": "IfNotPresent"}]});
     scene.pod("still-without", again).await?;
