@@ -143,7 +143,8 @@ pub(crate) async fn api_server_away(cluster: &mut Cluster) -> Result<()> {
     let after = scene.wait_ready("lives").await?;
     ensure!(identity(&after) == identity(&lives), "{after:?}");
     scene.pod("new", json!({"restartPolicy": "Never", "containers": [sh("true")]})).await?;
-    scene.wait_phase("new", "Succeeded").await?;
+    // After half a minute of refused watches the scheduler may take a minute to look again.
+    scene.wait_pod_for(Duration::from_secs(180), "new", "Succeeded", |pod| phase(pod) == "Succeeded").await?;
     scene.delete("lives").await
 }
 

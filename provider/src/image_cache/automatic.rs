@@ -136,8 +136,15 @@ pub fn ask(pod: &Pod) -> Result<Ask, AskError> {
 pub fn answer<'a>(ask: &Ask, caches: impl IntoIterator<Item = &'a ImageCache>, now: Timestamp) -> Answer {
     let mut best = Answer::Create;
     let secrets: BTreeSet<String> = ask.cache.spec.image_pull_secrets.iter().cloned().collect();
-    let is_for_it =
-        |cache: &&ImageCache| image_set_key(&cache.spec) == ask.image_set && made_with(cache).is_subset(&secrets);
+    // What is ready serves who has its secrets. What is being made or has failed tells nothing of a build with others.
+    let is_for_it = |cache: &&ImageCache| {
+        let made_with = made_with(cache);
+        let tells = match cache.status.as_ref().map(|status| status.phase).unwrap_or_default() {
+            Phase::Ready | Phase::Updating | Phase::UpdateFailed => made_with.is_subset(&secrets),
+            Phase::Pending | Phase::Creating | Phase::Failed => !retention::is_automatic(cache) || made_with == secrets,
+        };
+        tells && image_set_key(&cache.spec) == ask.image_set
+    };
     for cache in caches.into_iter().filter(is_for_it) {
         let name = cache.metadata.name.clone().unwrap_or_default();
         let status = cache.status.clone().unwrap_or_default();
@@ -197,6 +204,18 @@ mod tests {
         cache
     }
 
+    /// The same for a pod without secrets.
+    fn open(mut cache: ImageCache) -> ImageCache {
+        cache.spec.image_pull_secrets.clear();
+        cache
+    }
+
+    /// The same for a pod of another namespace.
+    fn others(mut cache: ImageCache) -> ImageCache {
+        cache.spec.image_pull_secrets = vec!["other:s".to_owned()];
+        cache
+    }
+
     #[test]
     fn the_object_is_the_pods() {
         let ask = ask(&pod(&["nginx", "busybox:1", "docker.io/library/nginx:latest"])).unwrap();
@@ -236,6 +255,10 @@ mod tests {
         Answer::Join { name: format!("auto-create-for-{}", identity::instance_id("u")) })]
     #[case::ready(vec![made(&["nginx"], Phase::Failed, true), made(&["nginx"], Phase::Ready, true)], Answer::Nothing)]
     #[case::just_failed(vec![made(&["nginx"], Phase::Failed, true)], Answer::Nothing)]
+    #[case::ready_for_everybody(vec![open(made(&["nginx"], Phase::Ready, true))], Answer::Nothing)]
+    #[case::failed_without_the_secret(vec![open(made(&["nginx"], Phase::Failed, true))], Answer::Create)]
+    #[case::being_built_without_the_secret(vec![open(made(&["nginx"], Phase::Creating, true))], Answer::Create)]
+    #[case::ready_for_others(vec![others(made(&["nginx"], Phase::Ready, true))], Answer::Create)]
     #[case::failed_by_hand(vec![made(&["nginx"], Phase::Failed, false)], Answer::Create)]
     fn answers(#[case] caches: Vec<ImageCache>, #[case] expected: Answer) {
         assert_eq!(answer(&ask(&pod(&["nginx"])).unwrap(), &caches, now()), expected);
