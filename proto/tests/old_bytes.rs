@@ -90,6 +90,17 @@ fn image_cache_state() {
     still_decodes("0a05696d632d31 12016e 1803 2002 2864 3a14 0a056e67696e78 12087368613235363a30 20ac02", &expected);
 }
 
+#[test]
+fn image_cache_to_be_asked_for_again() {
+    let expected = ImageCacheState {
+        id: "imc-1".into(),
+        phase: ImageCachePhase::Failed.into(),
+        ask_again: true,
+        ..ImageCacheState::default()
+    };
+    still_decodes("0a05696d632d31 2003 5801", &expected);
+}
+
 fn still_decodes<M: Message + Default + PartialEq + std::fmt::Debug>(bytes: &str, expected: &M) {
     let bytes = hex::decode(bytes.replace(' ', "")).expect("hexadecimal digits");
     assert_eq!(hex::encode(expected.encode_to_vec()), hex::encode(&bytes), "today's encoding of the same value");

@@ -124,6 +124,7 @@ fn state(cache: &CacheState) -> v1::ImageCacheState {
         events: cache.events.iter().map(event).collect(),
         started: Some(convert::timestamp(cache.started)),
         last_updated: Some(convert::timestamp(cache.last_updated)),
+        ask_again: cache.ask_again,
     }
 }
 
@@ -174,6 +175,7 @@ mod tests {
             phase: CachePhase::UpdateFailed,
             progress_percent: 40,
             reason: "no".into(),
+            ask_again: true,
             images: vec![CachedImage {
                 reference: "nginx".into(),
                 manifest: crate::digest::Digest::of(b"m"),
@@ -191,6 +193,7 @@ mod tests {
         let sent = state(&cache(5));
         assert_eq!((sent.id.as_str(), sent.name.as_str(), sent.generation), ("imc-1", "one", 5));
         assert_eq!((sent.phase(), sent.progress_percent), (v1::ImageCachePhase::UpdateFailed, 40));
+        assert!(sent.ask_again);
         assert_eq!((sent.images[0].index_digest.as_str(), sent.images[0].size_bytes), ("", 3));
         assert_eq!((sent.events[0].r#type.as_str(), sent.events[0].time.unwrap().seconds), ("Warning", 7));
     }

@@ -4,6 +4,7 @@
 //! a pod does, through the same single flights. While a rebuild runs, and when it fails, the old content goes on serving.
 
 mod build;
+mod builds;
 mod keeper;
 mod record;
 #[cfg(test)]
@@ -65,6 +66,9 @@ pub struct CacheState {
     pub progress_percent: u8,
     /// Why the build failed; empty otherwise.
     pub reason: String,
+    /// Whether it failed although its images are not to blame, and only whoever has the logins can have it built: a restart
+    /// interrupted the build, or the host has lost what it held.
+    pub ask_again: bool,
     /// What it holds.
     pub images: Vec<CachedImage>,
     /// The newest steps of the build, oldest first.

@@ -17,6 +17,7 @@ struct State {
     mounted: HashSet<Digest>,
     unfinished: usize,
     full: bool,
+    panics_at_mount: bool,
 }
 
 /// Layers in memory; clones share them.
@@ -41,6 +42,10 @@ impl TestSnapshotter {
 
     pub(super) fn set_full(&self, full: bool) {
         self.state.lock().unwrap().full = full;
+    }
+
+    pub(super) fn panic_at_mount(&self, panics: bool) {
+        self.state.lock().unwrap().panics_at_mount = panics;
     }
 }
 
@@ -69,6 +74,9 @@ impl Snapshotter for TestSnapshotter {
     }
 
     fn mount(&self, image: &ImageLayers) -> Result<MountedImage, SnapshotError> {
+        // Not under the lock, which would be poisoned.
+        let panics = self.state.lock().unwrap().panics_at_mount;
+        assert!(!panics, "panic for the test");
         let mut state = self.state.lock().unwrap();
         assert!(state.composed.contains(&image.manifest));
         state.mounted.insert(image.manifest);

@@ -330,6 +330,10 @@ pub enum CachePhase {
     Updating,
     /// A rebuild failed; the old content serves.
     UpdateFailed,
+    /// The first build came to no end, or the host has lost what it held; it waits to be asked again.
+    Interrupted,
+    /// A rebuild came to no end and waits to be asked for again; the old content serves.
+    UpdateInterrupted,
 }
 
 /// What a host knows of an image cache.

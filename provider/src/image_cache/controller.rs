@@ -26,7 +26,7 @@ use super::hosts::Host;
 use super::jobs::{BuildError, Outcome, ReadLogins, Subject};
 use super::plan::{Told, retry_after};
 use super::snapshot::Snapshot;
-use crate::agent::{AgentClient, CacheChange, CachePhase};
+use crate::agent::{AgentClient, CacheChange};
 use crate::cluster::{ClusterError, EventRecorder, ImageCacheApi, Watched};
 use crate::custom_resource::ImageCache;
 use crate::parts::{PartError, Parts};
@@ -241,10 +241,11 @@ impl ImageCacheController {
         result: Result<(), BuildError>,
         now: Timestamp,
     ) {
-        let before = self.told.get(&key).map_or(0, |told| told.failures);
-        let state = self.hosts.get(&key.0).and_then(|host| host.caches.get(&key.1));
-        let came_to_nothing = result.is_err() || state.is_some_and(|state| state.phase == CachePhase::Failed);
-        let failures = if came_to_nothing { before.saturating_add(1) } else { 0 };
+        let before = self.told.get(&key);
+        // What the host has heard before and is told again came to nothing that time.
+        let is_repeated = before.is_some_and(|told| told.generation == generation && !told.unheard);
+        let came_to_nothing = result.is_err() || is_repeated;
+        let failures = if came_to_nothing { before.map_or(0, |told| told.failures).saturating_add(1) } else { 0 };
         let refusal = result.as_ref().err().and_then(BuildError::refusal);
         if let Err(error) = &result {
             tracing::warn!(node = key.0, image_cache = key.1, %error, "host cannot be told to build an image cache");

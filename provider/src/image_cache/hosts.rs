@@ -42,8 +42,8 @@ impl Host {
 /// Whether pods start from a cache in this phase.
 pub fn serves(phase: CachePhase) -> bool {
     match phase {
-        CachePhase::Ready | CachePhase::Updating | CachePhase::UpdateFailed => true,
-        CachePhase::Creating | CachePhase::Failed => false,
+        CachePhase::Ready | CachePhase::Updating | CachePhase::UpdateFailed | CachePhase::UpdateInterrupted => true,
+        CachePhase::Creating | CachePhase::Failed | CachePhase::Interrupted => false,
     }
 }
 

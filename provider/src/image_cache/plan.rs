@@ -62,8 +62,8 @@ pub fn step(cache: &ImageCache, host: &Host, told: Option<&Told>, is_held_elsewh
     if let Some(told) = told.filter(|told| told.generation == generation && told.unheard) {
         return at(told.at + retry_after(told.failures), now);
     }
+    let is_refused = is_told && told.is_some_and(|told| told.refusal.is_some());
     let Some(state) = host.caches.get(&id_of(cache)) else {
-        let is_refused = is_told && told.is_some_and(|told| told.refusal.is_some());
         if has_failed(cache) || is_refused {
             return Step::Nothing;
         }
@@ -83,6 +83,12 @@ pub fn step(cache: &ImageCache, host: &Host, told: Option<&Told>, is_held_elsewh
             at(since + retry_after(failures), now)
         }
         CachePhase::Failed => build_unless(is_told || is_observed(cache)),
+        CachePhase::Interrupted | CachePhase::UpdateInterrupted if is_refused => Step::Nothing,
+        // Whatever was said before: the host has not been able to do it, and may be now.
+        CachePhase::Interrupted | CachePhase::UpdateInterrupted => {
+            let heard = told.filter(|_| is_told);
+            at(heard.map_or(Timestamp::MIN, |told| told.at + ask_again_after(told.failures)), now)
+        }
     }
 }
 
@@ -108,6 +114,11 @@ pub fn strays(caches: &BTreeMap<String, ImageCache>, host: &Host) -> Vec<String>
 pub fn retry_after(failures: u32) -> SignedDuration {
     let doubled = FIRST_RETRY.checked_mul(1_i32.checked_shl(failures.min(16)).unwrap_or(i32::MAX));
     doubled.unwrap_or(LONGEST_RETRY).min(LONGEST_RETRY)
+}
+
+/// How long to wait before an interrupted build is asked for again. One restart of an agent costs no wait to speak of.
+fn ask_again_after(failures: u32) -> SignedDuration {
+    failures.checked_sub(1).map_or(FIRST_SIGN, retry_after)
 }
 
 fn build_unless(is_done: bool) -> Step {
@@ -182,6 +193,10 @@ mod tests {
     #[case::update_failed(cache(2, Some((Phase::UpdateFailed, 2))), host(Some((CachePhase::UpdateFailed, "redis:1"))), None, Step::Nothing)]
     #[case::edited_again(cache(3, Some((Phase::UpdateFailed, 2))), host(Some((CachePhase::UpdateFailed, "redis:1"))), told(2), Step::Build)]
     #[case::failed(cache(1, Some((Phase::Failed, 1))), host(Some((CachePhase::Failed, "nginx:1"))), None, Step::Nothing)]
+    #[case::interrupted(cache(1, None), host(Some((CachePhase::Interrupted, "nginx:1"))), told(1), Step::Wait(now() + FIRST_SIGN))]
+    #[case::interrupted_and_our_restart(cache(1, Some((Phase::Creating, 1))), host(Some((CachePhase::Interrupted, "nginx:1"))), None, Step::Build)]
+    #[case::interrupted_and_edited(cache(2, None), host(Some((CachePhase::Interrupted, "nginx:1"))), told(1), Step::Build)]
+    #[case::interrupted_update(cache(2, Some((Phase::UpdateFailed, 2))), host(Some((CachePhase::UpdateInterrupted, "redis:1"))), None, Step::Build)]
     #[case::failed_and_edited_since(cache(2, Some((Phase::Failed, 1))), host(Some((CachePhase::Failed, "nginx:1"))), told(1), Step::Build)]
     fn steps(#[case] cache: ImageCache, #[case] host: Host, #[case] told: Option<Told>, #[case] expected: Step) {
         assert_eq!(step(&cache, &host, told.as_ref(), false, now()), expected);
@@ -203,6 +218,21 @@ mod tests {
         let (cache, host) = (cache(1, Some((Phase::Ready, 1))), host(Some((CachePhase::Failed, "nginx:1"))));
         assert_eq!(step(&cache, &host, None, true, now()), Step::Wait(now() + FIRST_RETRY));
         assert_eq!(step(&cache, &host, None, true, now() + FIRST_RETRY), Step::Build);
+    }
+
+    #[test]
+    fn an_interrupted_build_is_asked_for_again_ever_more_slowly_unless_it_is_refused() {
+        for phase in [CachePhase::Interrupted, CachePhase::UpdateInterrupted] {
+            let (cache, host) = (cache(1, Some((Phase::Failed, 1))), host(Some((phase, "nginx:1"))));
+            for (failures, seconds) in [(0, 2), (1, 30), (2, 60), (3, 120), (20, 1800)] {
+                let told = Told { failures, ..told(1).unwrap() };
+                let due = now() + SignedDuration::from_secs(seconds);
+                assert_eq!(step(&cache, &host, Some(&told), false, now()), Step::Wait(due));
+                assert_eq!(step(&cache, &host, Some(&told), false, due), Step::Build);
+                let refused = Told { refusal: Some("no".to_owned()), ..told };
+                assert_eq!(step(&cache, &host, Some(&refused), false, due), Step::Nothing);
+            }
+        }
     }
 
     #[test]

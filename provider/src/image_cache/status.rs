@@ -80,7 +80,8 @@ impl Standing {
     fn of(cache: &ImageCache, previous: &ImageCacheStatus, reports: &[Report<'_>]) -> Self {
         let wanted = image_set(cache.spec.images.iter().map(String::as_str));
         let states = || reports.iter().filter_map(|report| report.state);
-        let progress = || states().filter(|state| is_building(state)).map(|state| state.progress_percent.min(99)).max();
+        let building = || reports.iter().filter(|report| report.is_building()).filter_map(|report| report.state);
+        let progress = || building().map(|state| state.progress_percent.min(99)).max();
         let is_outdated = |state: &CacheState| state.phase == CachePhase::Ready && !holds(state, &wanted);
         if states().any(|state| state.phase == CachePhase::Ready && !is_outdated(state)) {
             return Self { phase: Phase::Ready, progress: 100, reason: String::new(), is_current: true };
@@ -93,7 +94,7 @@ impl Standing {
         }
         let failure = failure(reports);
         if states().any(|state| serves(state.phase)) {
-            let updating = states().any(|state| state.phase == CachePhase::Updating || is_outdated(state));
+            let updating = building().any(|state| serves(state.phase)) || states().any(is_outdated);
             let (phase, reason) = match failure {
                 Some(reason) if !updating => (Phase::UpdateFailed, reason),
                 _ => (Phase::Updating, String::new()),
@@ -144,8 +145,15 @@ fn is_told(reports: &[Report<'_>]) -> bool {
     reports.iter().filter(|report| report.state.is_some()).all(|report| report.is_told)
 }
 
-fn is_building(state: &CacheState) -> bool {
-    matches!(state.phase, CachePhase::Creating | CachePhase::Updating)
+impl Report<'_> {
+    /// Whether a build is under way, or was interrupted and will be asked for again.
+    fn is_building(&self) -> bool {
+        self.state.is_some_and(|state| match state.phase {
+            CachePhase::Creating | CachePhase::Updating => true,
+            CachePhase::Interrupted | CachePhase::UpdateInterrupted => self.refusal.is_none(),
+            CachePhase::Ready | CachePhase::Failed | CachePhase::UpdateFailed => false,
+        })
+    }
 }
 
 fn is_serving(phase: Phase) -> bool {

@@ -9,7 +9,7 @@ use std::{
 };
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, task::JoinError};
 
 use super::{BuildCache, CachedImage, keeper::Held};
 use crate::{
@@ -45,6 +45,8 @@ pub(super) enum BuildError {
     Pull { reference: String, cause: String },
     #[error("the images take {} {when}, the cache's size is {}", gibibytes(*needed_bytes), gibibytes(*limit_bytes))]
     TooLarge { when: &'static str, needed_bytes: u64, limit_bytes: u64 },
+    #[error("the build broke off by a fault of the node agent: {0}")]
+    BrokeOff(JoinError),
 }
 
 fn gibibytes(bytes: u64) -> String {

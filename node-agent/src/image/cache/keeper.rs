@@ -6,8 +6,8 @@
 //!                         '--> Failed --build---'             UpdateFailed <-----'
 //! ```
 //! A cache is Ready only once its file is durable, and a file is written only once the layers that it names are. After a
-//! restart a build that was under way goes on by itself, unless it had logins: those are not kept, so it is Failed, and
-//! whoever asked for it asks again.
+//! restart a build that was under way goes on by itself, unless it had logins: those are not kept, so it has failed, and
+//! says that it is to be asked for again. So does a cache whose content the host has lost.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -17,13 +17,14 @@ use std::{
 use jiff::Timestamp;
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    task::{AbortHandle, JoinSet},
+    task::AbortHandle,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     BuildCache, BuildEvent, CacheError, CacheList, CachePhase, CachedImage, NodeImage,
-    build::{Build, BuildError, Report},
+    build::{Build, Report},
+    builds::{Builds, Ended},
     record::Record,
 };
 use crate::{
@@ -115,8 +116,7 @@ impl Keeper {
             store: Arc::clone(&store),
             tasks: tasks.clone(),
             caches: BTreeMap::new(),
-            builds: JoinSet::new(),
-            next_build: 0,
+            builds: Builds::default(),
             report,
             show_list,
             show_serving,
@@ -164,15 +164,12 @@ struct Cache {
     build: Option<(u64, AbortHandle)>,
 }
 
-type Built = (String, u64, Result<Vec<Held>, BuildError>);
-
 struct Task {
     engine: Arc<Engine>,
     store: Arc<Store>,
     tasks: TaskTracker,
     caches: BTreeMap<String, Cache>,
-    builds: JoinSet<Built>,
-    next_build: u64,
+    builds: Builds,
     report: mpsc::Sender<(String, u64, Report)>,
     show_list: watch::Sender<CacheList>,
     show_serving: watch::Sender<Serving>,
@@ -190,17 +187,13 @@ impl Task {
                 // Each arm waits on a queue or a set, which keep what is not taken out.
                 Some(wish) = wishes.recv() => self.carry_out(wish).await,
                 Some((id, number, report)) = reports.recv() => self.note(&id, number, report),
-                Some(built) = self.builds.join_next(), if !self.builds.is_empty() => match built {
-                    Ok(built) => {
-                        // What a build has told before its end comes before it.
-                        while let Ok((id, number, report)) = reports.try_recv() {
-                            self.note(&id, number, report);
-                        }
-                        self.end(built).await;
+                Some(ended) = self.builds.next() => {
+                    // What a build has told before its end comes before it.
+                    while let Ok((id, number, report)) = reports.try_recv() {
+                        self.note(&id, number, report);
                     }
-                    Err(err) if err.is_cancelled() => {}
-                    Err(err) => tracing::error!(error = %err, "image cache build"),
-                },
+                    self.end(ended).await;
+                }
                 () = stop.cancelled() => break,
             }
         }
@@ -211,19 +204,21 @@ impl Task {
     /// What an earlier life of this process has left.
     async fn recover(&mut self, records: Vec<(String, Record)>) {
         for (id, mut record) in records {
+            let was_building = record.is_building();
             let serving = match self.held(&record).await {
                 Ok(held) => Some(Arc::new(held)).filter(|held| !held.is_empty()),
                 Err(reason) => {
                     tracing::warn!(cache = id, reason, "image cache is no longer whole");
                     record.images.clear();
-                    record.fail(reason, Timestamp::now());
+                    record.break_off(reason, Timestamp::now());
                     None
                 }
             };
-            let goes_on = record.is_building() && !record.request.with_logins;
-            if record.is_building() && !goes_on {
-                let reason = "the build was interrupted by a restart of the node agent".to_owned();
-                record.fail(reason, Timestamp::now());
+            let goes_on = was_building && !record.request.with_logins;
+            if goes_on {
+                record.resume(Timestamp::now());
+            } else if was_building {
+                interrupt(&mut record, Timestamp::now());
             }
             record.touch(Timestamp::now());
             let request = record.request.clone();
@@ -314,22 +309,20 @@ impl Task {
 
     /// Begins the build of a cache that is on record.
     fn begin(&mut self, wish: BuildCache) {
-        let number = self.next_build;
-        self.next_build += 1;
+        let number = self.builds.next_number();
         let id = wish.id.clone();
         // The build speaks of itself only; which build it is, is added here.
         let (reports, mut told) = mpsc::channel(QUEUE);
         let (all_reports, build_id) = (self.report.clone(), id.clone());
         let build = Build { engine: Arc::clone(&self.engine), wish, reports };
-        let handle = self.builds.spawn(async move {
+        let handle = self.builds.spawn(&id, number, async move {
             let forward = async {
                 while let Some(report) = told.recv().await {
                     // The keeper is gone: so will be this build.
                     let _ = all_reports.send((build_id.clone(), number, report)).await;
                 }
             };
-            let (result, ()) = tokio::join!(build.run(), forward);
-            (build_id, number, result)
+            tokio::join!(build.run(), forward).0
         });
         if let Some(cache) = self.caches.get_mut(&id) {
             cache.progress_percent = 0;
@@ -369,7 +362,7 @@ impl Task {
         self.show();
     }
 
-    async fn end(&mut self, (id, number, result): Built) {
+    async fn end(&mut self, Ended { id, number, result }: Ended) {
         let Some(cache) = self.caches.get(&id).filter(|cache| cache.is_built_by(number)) else { return };
         let (mut record, now) = (cache.record.clone(), Timestamp::now());
         let event = |reason: &str, message, warning| BuildEvent {
@@ -435,6 +428,15 @@ impl Task {
         let serving = |(id, cache): (&String, &Cache)| Some((id.clone(), Arc::clone(cache.serving.as_ref()?)));
         self.show_serving.send_replace(Serving(Arc::new(self.caches.iter().filter_map(serving).collect())));
     }
+}
+
+/// A build that cannot go on by itself ends.
+fn interrupt(record: &mut Record, now: Timestamp) {
+    let message = "the build was interrupted by a restart of the node agent".to_owned();
+    let name = record.name.clone();
+    let reason = "Interrupted".to_owned();
+    record.add_event(BuildEvent { name, reason, message: message.clone(), warning: true, time: now }, now);
+    record.break_off(message, now);
 }
 
 impl Cache {

@@ -16,6 +16,8 @@ pub(super) struct Record {
     pub(super) phase: CachePhase,
     #[serde(default)]
     pub(super) reason: String,
+    #[serde(default)]
+    pub(super) ask_again: bool,
     pub(super) request: Request,
     /// What serves. During a rebuild it is the old content.
     pub(super) images: Vec<ImageRecord>,
@@ -94,6 +96,7 @@ impl Record {
             generation: generation(0, now),
             phase: CachePhase::Creating,
             reason: String::new(),
+            ask_again: false,
             request: wish.into(),
             images: Vec::new(),
             events: Vec::new(),
@@ -106,11 +109,22 @@ impl Record {
     pub(super) fn begin(&mut self, wish: &BuildCache, now: Timestamp) {
         self.name.clone_from(&wish.name);
         self.request = wish.into();
-        self.phase = if self.images.is_empty() { CachePhase::Creating } else { CachePhase::Updating };
-        self.reason.clear();
+        self.build();
         self.events.clear();
         self.started = now;
         self.touch(now);
+    }
+
+    /// Goes on with a build that an earlier life of this process had begun.
+    pub(super) fn resume(&mut self, now: Timestamp) {
+        self.build();
+        self.touch(now);
+    }
+
+    fn build(&mut self) {
+        self.phase = if self.images.is_empty() { CachePhase::Creating } else { CachePhase::Updating };
+        self.reason.clear();
+        self.ask_again = false;
     }
 
     /// Ends a build that has brought everything.
@@ -118,6 +132,7 @@ impl Record {
         self.images = images.iter().map(ImageRecord::from).collect();
         self.phase = CachePhase::Ready;
         self.reason.clear();
+        self.ask_again = false;
         self.touch(now);
     }
 
@@ -125,7 +140,14 @@ impl Record {
     pub(super) fn fail(&mut self, reason: String, now: Timestamp) {
         self.phase = if self.images.is_empty() { CachePhase::Failed } else { CachePhase::UpdateFailed };
         self.reason = reason;
+        self.ask_again = false;
         self.touch(now);
+    }
+
+    /// Ends a build, or what served, for a reason that lies with this host: whoever asked for it is to ask again.
+    pub(super) fn break_off(&mut self, reason: String, now: Timestamp) {
+        self.fail(reason, now);
+        self.ask_again = true;
     }
 
     /// Adds a step; the oldest go.
@@ -157,6 +179,7 @@ impl Record {
             phase: self.phase,
             progress_percent: if self.phase == CachePhase::Ready { 100 } else { progress_percent },
             reason: self.reason.clone(),
+            ask_again: self.ask_again,
             images: self.images.iter().filter_map(ImageRecord::read).collect(),
             events: self.events.clone(),
             started: self.started,
@@ -206,7 +229,13 @@ mod tests {
         record.succeed(std::slice::from_ref(&image), at(4));
         assert_eq!((record.phase, record.state(7).progress_percent), (CachePhase::Ready, 100));
         record.begin(&wish(), at(5));
+        record.break_off("restart".into(), at(6));
+        assert_eq!((record.phase, record.state(7).ask_again), (CachePhase::UpdateFailed, true));
+        record.resume(at(6));
+        assert_eq!((record.phase, record.reason.as_str(), record.ask_again), (CachePhase::Updating, "", false));
+        record.break_off("restart".into(), at(6));
         record.fail("no".into(), at(6));
+        assert!(!record.ask_again);
         assert_eq!((record.phase, record.state(7).images), (CachePhase::UpdateFailed, vec![image]));
     }
 

@@ -261,7 +261,7 @@ async fn is_found_again_after_a_restart() {
     let bench = bench.restart().await;
     let state = settled(&bench, CachePhase::Failed).await;
     assert_eq!(state.reason, format!("image {reference:?} is no longer complete on this host"));
-    assert!(state.images.is_empty());
+    assert!(state.images.is_empty() && state.ask_again);
     bench.service.build_cache(cache(&[&reference])).await.unwrap();
     assert_eq!(settled(&bench, CachePhase::Ready).await.images[0].manifest, pushed.manifest);
 }
@@ -288,8 +288,47 @@ async fn a_build_that_was_interrupted_goes_on_or_says_so() {
     let bench = bench.restart().await;
     let state = settled(&bench, CachePhase::Failed).await;
     assert_eq!(state.reason, "the build was interrupted by a restart of the node agent");
+    assert!(state.ask_again);
+    assert_eq!(state.events.last().map(|event| event.reason.as_str()), Some("Interrupted"));
+    // It says so until somebody asks.
+    let bench = bench.restart().await;
+    assert!(settled(&bench, CachePhase::Failed).await.ask_again);
     registry.heal();
     bench.service.build_cache(with_login).await.unwrap();
+    assert!(!settled(&bench, CachePhase::Ready).await.ask_again);
+}
+
+#[tokio::test]
+async fn an_interrupted_rebuild_goes_on_although_the_old_content_is_lost() {
+    let (registry, bench) = (TestRegistry::start().await, Bench::new().await);
+    push(&registry, "a", "v1");
+    let reference = format!("{}/a:v1", registry.host());
+    bench.service.build_cache(cache(&[&reference])).await.unwrap();
+    settled(&bench, CachePhase::Ready).await;
+    let plain = noise(77, 100_000);
+    let new = push_layers(&registry, "b", "v1", &[(plain.clone(), plain)]);
+    registry.fault("blobs", 99, Fault::Stall(10));
+    bench.service.build_cache(cache(&[&format!("{}/b:v1", registry.host())])).await.unwrap();
+    settled(&bench, CachePhase::Updating).await;
+    let snapshotter: &dyn crate::snapshot::Snapshotter = &bench.snapshotter;
+    snapshotter.remove_layer(&crate::digest::Digest::of(&noise(1, 300_000))).unwrap();
+    let bench = bench.restart().await;
+    settled(&bench, CachePhase::Creating).await;
+    registry.heal();
+    assert_eq!(settled(&bench, CachePhase::Ready).await.images[0].manifest, new.manifest);
+}
+
+#[tokio::test]
+async fn a_snapshotter_that_panics_fails_the_build() {
+    let (registry, bench) = (TestRegistry::start().await, Bench::new().await);
+    push(&registry, "a", "v1");
+    let reference = format!("{}/a:v1", registry.host());
+    bench.snapshotter.panic_at_mount(true);
+    bench.service.build_cache(cache(&[&reference])).await.unwrap();
+    let state = settled(&bench, CachePhase::Failed).await;
+    assert!(state.reason.contains("panic"), "{state:?}");
+    bench.snapshotter.panic_at_mount(false);
+    bench.service.build_cache(cache(&[&reference])).await.unwrap();
     settled(&bench, CachePhase::Ready).await;
 }
 
@@ -316,6 +355,7 @@ fn tells_what_changed_between_two_lists() {
             phase: CachePhase::Ready,
             progress_percent: 100,
             reason: String::new(),
+            ask_again: false,
             images: Vec::new(),
             events: Vec::new(),
             started: Timestamp::UNIX_EPOCH,

@@ -201,8 +201,10 @@ fn cache_state(wire: v1::ImageCacheState) -> CacheState {
     let phase = match wire.phase() {
         v1::ImageCachePhase::Unspecified | v1::ImageCachePhase::Creating => CachePhase::Creating,
         v1::ImageCachePhase::Ready => CachePhase::Ready,
+        v1::ImageCachePhase::Failed if wire.ask_again => CachePhase::Interrupted,
         v1::ImageCachePhase::Failed => CachePhase::Failed,
         v1::ImageCachePhase::Updating => CachePhase::Updating,
+        v1::ImageCachePhase::UpdateFailed if wire.ask_again => CachePhase::UpdateInterrupted,
         v1::ImageCachePhase::UpdateFailed => CachePhase::UpdateFailed,
     };
     let image = |image: v1::CachedImage| CachedImage {
@@ -239,6 +241,19 @@ mod tests {
     use k8s_openapi::api::core::v1::Pod;
 
     use super::*;
+
+    #[test]
+    fn what_is_to_be_asked_for_again_has_not_failed() {
+        for (phase, ask_again, expected) in [
+            (v1::ImageCachePhase::Failed, false, CachePhase::Failed),
+            (v1::ImageCachePhase::Failed, true, CachePhase::Interrupted),
+            (v1::ImageCachePhase::UpdateFailed, false, CachePhase::UpdateFailed),
+            (v1::ImageCachePhase::UpdateFailed, true, CachePhase::UpdateInterrupted),
+        ] {
+            let wire = v1::ImageCacheState { phase: phase.into(), ask_again, ..Default::default() };
+            assert_eq!(cache_state(wire).phase, expected);
+        }
+    }
 
     #[test]
     fn pod_travels_as_its_own_json() {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::agent::fake::FakeAgent;
-use crate::agent::{CacheState, CachedImage, RegistryCredential};
+use crate::agent::{CachePhase, CacheState, CachedImage, RegistryCredential};
 use crate::cluster::fake::FakeCluster;
 use crate::cluster::objects::ObjectContent;
 use crate::cluster::{ObjectKey, ObjectKind};
@@ -355,4 +355,53 @@ async fn a_job_that_panics_is_begun_again_later_and_the_controller_goes_on() {
     bench.cluster.mend_calls();
     bench.caches.choose("a", &pod("q", json!({}), &["redis:1"])).await;
     bench.event("q", "ImageCacheAutoCreated").await;
+}
+
+#[tokio::test]
+async fn a_build_that_a_restart_of_the_agent_interrupted_is_asked_for_again() {
+    let (cluster, agent) = (Arc::new(FakeCluster::default()), Arc::new(FakeAgent::default()));
+    let (events, _writer) = EventRecorder::new(cluster.clone());
+    let agents = BTreeMap::from([("a".to_owned(), agent as Arc<dyn AgentClient>)]);
+    let (_caches, mut controller) =
+        ImageCacheController::new(Surroundings { api: cluster.clone(), agents, events, read_logins });
+    let images = vec!["nginx:1".to_owned()];
+    let cache = cluster.put_image_cache(ImageCache::new("c", ImageCacheSpec { images, ..Default::default() }));
+    let (id, generation) = (id_of(&cache), cache.metadata.generation);
+    controller.take_object(Watched::All(vec![cache]));
+    let subject = Subject::Build { node: "a".to_owned(), id: id.clone() };
+    let is_building = |controller: &ImageCacheController| controller.running.contains_key(&subject);
+    let is_told = |controller: &mut ImageCacheController, now| {
+        controller.running.remove(&subject);
+        controller.take_outcome(subject.clone(), Outcome::Built { generation, result: Ok(()) }, now);
+    };
+    let says = |controller: &mut ImageCacheController, phases: &[CachePhase]| {
+        controller.take_heard("a", Heard::Lost);
+        let states = phases.iter().map(|&phase| CacheState { id: id.clone(), phase, ..CacheState::default() });
+        controller.take_heard("a", Heard::Change(CacheChange::List(states.collect())));
+    };
+    let seconds = jiff::SignedDuration::from_secs;
+    let mut now = Timestamp::now();
+    says(&mut controller, &[]);
+    controller.look(now);
+    assert!(is_building(&controller));
+    is_told(&mut controller, now);
+    says(&mut controller, &[CachePhase::Creating]);
+    now += seconds(600);
+    controller.look(now);
+    assert!(!is_building(&controller));
+    // At once the first time, and ever more slowly when it is interrupted again and again.
+    for wait in [0, 30, 60, 120] {
+        says(&mut controller, &[CachePhase::Interrupted]);
+        if wait > 0 {
+            controller.look(now + seconds(wait - 1));
+            assert!(!is_building(&controller), "after {wait} s");
+        }
+        now += seconds(wait);
+        controller.look(now);
+        assert!(is_building(&controller), "after {wait} s");
+        is_told(&mut controller, now);
+    }
+    says(&mut controller, &[CachePhase::Creating]);
+    controller.look(now + seconds(3600));
+    assert!(!is_building(&controller));
 }

@@ -43,6 +43,8 @@ fn brief(status: &ImageCacheStatus) -> (Phase, &str, &str) {
 #[case::edited(Some(state(CachePhase::Ready, 100, "redis:1")), (Phase::Updating, "0%", ""))]
 #[case::updating(Some(state(CachePhase::Updating, 30, "redis:1")), (Phase::Updating, "30%", ""))]
 #[case::update_failed(Some(state(CachePhase::UpdateFailed, 30, "redis:1")), (Phase::UpdateFailed, "0%", "no room"))]
+#[case::interrupted(Some(state(CachePhase::Interrupted, 0, "nginx:1")), (Phase::Creating, "0%", ""))]
+#[case::interrupted_update(Some(state(CachePhase::UpdateInterrupted, 0, "redis:1")), (Phase::Updating, "0%", ""))]
 #[case::failed(Some(state(CachePhase::Failed, 30, "nginx:1")), (Phase::Failed, "0%", "no room"))]
 fn one_host(#[case] state: Option<CacheState>, #[case] expected: (Phase, &str, &str)) {
     assert_eq!(brief(&status(&cache(), ID, &[known(state.as_ref())], None)), expected);
@@ -64,6 +66,17 @@ fn it_has_failed_when_every_host_has() {
     let status = status(&cache(), ID, &[known(Some(&failed)), refused], None);
     assert_eq!(brief(&status), (Phase::Failed, "0%", "n: no room"));
     assert_eq!(status.expire_date_time, Some(Time(Timestamp::from_second(2_000 + 86_400).unwrap())));
+}
+
+#[test]
+fn an_interrupted_build_that_is_refused_has_failed() {
+    for (phase, expected) in
+        [(CachePhase::Interrupted, Phase::Failed), (CachePhase::UpdateInterrupted, Phase::UpdateFailed)]
+    {
+        let interrupted = state(phase, 0, "redis:1");
+        let refused = Report { refusal: Some("no"), ..known(Some(&interrupted)) };
+        assert_eq!(brief(&status(&cache(), ID, &[refused], None)), (expected, "0%", "no"));
+    }
 }
 
 #[test]
