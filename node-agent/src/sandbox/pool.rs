@@ -50,7 +50,7 @@ pub(super) struct Pool {
     free: VecDeque<Slot>,
     taken: HashMap<String, Slot>,
     waiting: VecDeque<(SandboxSpec, Reply<Sandbox>)>,
-    /// The pods whose sandbox is waited for or being configured, and what was asked about them meanwhile.
+    /// The pods whose sandbox is waited for, being configured or being removed, and what was asked about them meanwhile.
     under_way: HashMap<String, Vec<Request>>,
     creating: usize,
     work: JoinSet<Done>,
@@ -127,7 +127,10 @@ impl Pool {
         match request {
             Request::Ensure(spec, reply) => self.ensure(spec, reply),
             Request::Remove(uid, reply) => match self.taken.remove(&uid) {
-                Some(slot) => self.remove_slot(Some(uid), slot, Some(reply)),
+                Some(slot) => {
+                    self.under_way.insert(uid.clone(), Vec::new());
+                    self.remove_slot(Some(uid), slot, Some(reply));
+                }
                 None => drop(reply.send(Ok(()))),
             },
             Request::List(reply) => {
@@ -201,10 +204,7 @@ impl Pool {
     }
 
     fn remove_slot(&mut self, uid: Option<String>, slot: Slot, reply: Option<Reply<()>>) {
-        self.work.spawn_blocking(move || {
-            let result = slot.remove();
-            Done::Removed { uid, slot, result, reply }
-        });
+        self.work.spawn(removal(uid, slot, reply, Slot::remove));
     }
 
     fn finish(&mut self, done: Result<Done, JoinError>) {
@@ -266,15 +266,15 @@ impl Pool {
     }
 
     fn removed(&mut self, uid: Option<String>, slot: Slot, result: io::Result<()>, reply: Option<Reply<()>>) {
-        let result = match (result, uid) {
+        let result = match (result, &uid) {
             (Ok(()), _) => {
                 self.addresses.release(slot.record.address);
                 Ok(())
             }
             (Err(source), Some(uid)) => {
-                // A newer one may have taken its place: this one is then swept at the next start.
-                self.taken.entry(uid.clone()).or_insert(slot);
-                Err(SandboxError::Host { action: "remove sandbox", uid, source })
+                // Still the pod's: asked again, it is tried again.
+                self.taken.insert(uid.clone(), slot);
+                Err(SandboxError::Host { action: "remove sandbox", uid: uid.clone(), source })
             }
             (Err(source), None) => {
                 // Its address stays taken: whatever holds on to the slot may hold on to the address as well.
@@ -285,7 +285,22 @@ impl Pool {
         if let Some(reply) = reply {
             drop(reply.send(result));
         }
+        if let Some(uid) = uid {
+            self.settle(&uid);
+        }
     }
+}
+
+/// Whatever happens comes back, or the pod would count as under way for ever and its slot would be nobody's.
+async fn removal(
+    uid: Option<String>,
+    slot: Slot,
+    reply: Option<Reply<()>>,
+    remove: impl FnOnce(&Slot) -> io::Result<()> + Send + 'static,
+) -> Done {
+    let removed = slot.clone();
+    let result = tokio::task::spawn_blocking(move || remove(&removed)).await;
+    Done::Removed { uid, slot, result: result.unwrap_or_else(|panic| Err(io::Error::other(panic))), reply }
 }
 
 async fn create(config: Arc<PoolConfig>, address: std::net::Ipv4Addr) -> Done {
@@ -319,72 +334,4 @@ async fn create_slot(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::{super::slot::Record, *};
-
-    fn spec(uid: &str) -> SandboxSpec {
-        SandboxSpec { uid: uid.into(), hostname: "h".into(), domainname: String::new(), sysctls: Vec::new() }
-    }
-
-    /// A pool whose slots cannot be made: the folder for them is missing.
-    fn pool_on_a_broken_host(found: Vec<Slot>) -> Pool {
-        let (folder, cidr) = (PathBuf::from("/nonexistent/sandboxes"), "10.99.0.0/24".parse().unwrap());
-        Pool::new(PoolConfig { folder, cidr, bridge_index: 0, size: 2 }, found)
-    }
-
-    /// Takes in what comes back until nothing is under way, and says how much that was.
-    async fn settle(pool: &mut Pool) -> usize {
-        let mut count = 0;
-        while let Some(done) = pool.work.join_next().await {
-            count += 1;
-            assert!(count < 100, "it goes on and on");
-            pool.finish(done);
-        }
-        count
-    }
-
-    #[tokio::test]
-    async fn a_host_that_refuses_is_left_alone_until_somebody_asks() {
-        let mut pool = pool_on_a_broken_host(Vec::new());
-        pool.refill();
-        assert_eq!(settle(&mut pool).await, 2);
-        let (reply, answer) = oneshot::channel();
-        pool.serve(Request::Ensure(spec("a"), reply));
-        settle(&mut pool).await;
-        let error = answer.await.unwrap().unwrap_err();
-        assert_eq!(error.to_string(), "create sandbox for pod a");
-        assert_eq!((pool.addresses.in_use(), pool.creating), (0, 0));
-    }
-
-    #[tokio::test]
-    async fn whoever_asks_again_meanwhile_waits_for_the_same_sandbox() {
-        let mut pool = pool_on_a_broken_host(Vec::new());
-        let ((first, one), (second, two), (third, removed)) =
-            (oneshot::channel(), oneshot::channel(), oneshot::channel());
-        pool.serve(Request::Ensure(spec("a"), first));
-        pool.serve(Request::Ensure(spec("a"), second));
-        pool.serve(Request::Remove("a".into(), third));
-        assert_eq!((pool.waiting.len(), pool.under_way["a"].len()), (1, 2));
-        settle(&mut pool).await;
-        assert!(one.await.unwrap().is_err());
-        assert!(two.await.unwrap().is_err());
-        removed.await.unwrap().unwrap();
-        assert!(pool.under_way.is_empty());
-    }
-
-    #[tokio::test]
-    async fn a_second_sandbox_of_the_same_pod_is_removed() {
-        let folder = tempfile::tempdir().unwrap();
-        let found = ["10.99.0.5", "10.99.0.6"].map(|address| {
-            let folder = folder.path().join(address);
-            std::fs::create_dir(&folder).unwrap();
-            let (address, uid) = (address.parse().unwrap(), Some("a".to_owned()));
-            Slot { folder, record: Record { address, host_link: String::new(), uid } }
-        });
-        let mut pool = pool_on_a_broken_host(found.to_vec());
-        assert_eq!(pool.addresses.in_use(), 2);
-        settle(&mut pool).await;
-        assert_eq!((pool.taken.len(), pool.addresses.in_use()), (1, 1));
-        assert!(!found[0].folder.exists() && found[1].folder.exists());
-    }
-}
+mod tests;
