@@ -4,6 +4,8 @@
 //! the end: no more calls, then pods (their containers live on), then images, runtime and sandboxes. A second signal ends
 //! the process at once.
 
+mod tasks;
+
 use std::{
     fs, io,
     net::SocketAddr,
@@ -13,15 +15,12 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    task::{JoinError, JoinSet},
-};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
+use self::tasks::Tasks;
 use crate::{
-    chain::Chain,
     config::{Config, ConfigError, SnapshotterChoice},
     grpc::{self, ListenError, NodeReport, ServeError, Services},
     host::namespace,
@@ -58,6 +57,8 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 /// `containerLogMaxFiles` of the kubelet).
 const LOG_MAX_BYTES: u64 = 10 << 20;
 const LOG_MAX_FILES: u32 = 5;
+/// The name of the task that owns the pods' networks.
+const SANDBOXES: &str = "sandboxes";
 /// How long the OCI runtime may take to start a container.
 const START_LIMIT: Duration = Duration::from_secs(120);
 
@@ -116,12 +117,14 @@ pub enum AppError {
     #[error("{0} has ended unexpectedly")]
     PartEnded(&'static str),
     /// A part panicked.
-    #[error("a part of the agent broke off")]
-    Panicked(#[source] JoinError),
+    #[error("{part} broke off")]
+    Panicked {
+        /// Its name.
+        part: &'static str,
+        /// How.
+        source: tokio::task::JoinError,
+    },
 }
-
-/// The tasks of the agent, each with its name.
-type Tasks = JoinSet<(&'static str, Result<(), AppError>)>;
 
 /// Runs the agent until SIGTERM or SIGINT, or until a part fails. Containers live on.
 ///
@@ -131,7 +134,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     config.check()?;
     let begun = tokio::time::Instant::now();
     make_folders(&config)?;
-    let mut tasks = Tasks::new();
+    let mut tasks = Tasks::default();
     let agent = build(&config, &mut tasks).await?;
     info!(
         runtime = agent.runtime.version(),
@@ -185,9 +188,9 @@ async fn build(config: &Config, tasks: &mut Tasks) -> Result<Agent, AppError> {
     let (mut supervisor, pods) = Supervisor::new(parts, settings, stop_pods.clone());
     supervisor.adopt().await?;
     images.unmount_strangers().await;
-    tasks.spawn(async move {
+    tasks.spawn("pods", async move {
         supervisor.run().await;
-        ("pods", Ok(()))
+        Ok(())
     });
     let stop_calls = CancellationToken::new();
     let node = NodeReport {
@@ -205,7 +208,7 @@ async fn build(config: &Config, tasks: &mut Tasks) -> Result<Agent, AppError> {
     let services =
         Services { pods, logs, figures, images: Arc::clone(&images), policy, node, stop: stop_calls.clone() };
     let listening = grpc::listen(&config.listen, config.tls()?.as_ref()).await?;
-    tasks.spawn(async move { ("calls", grpc::serve(listening, services).await.map_err(AppError::from)) });
+    tasks.spawn("calls", async move { Ok(grpc::serve(listening, services).await?) });
     Ok(Agent { runtime, images, driver, stop_calls, stop_pods, stop_sandboxes })
 }
 
@@ -228,9 +231,9 @@ async fn serve_metrics(
     let Some(address) = config.metrics_listen else { return Ok(()) };
     let bound = MetricsServer::bind(address, meters).await;
     let server = bound.map_err(|source| AppError::MetricsListen { address, source })?;
-    tasks.spawn(async move {
+    tasks.spawn("metrics", async move {
         server.run(stop).await;
-        ("metrics", Ok(()))
+        Ok(())
     });
     Ok(())
 }
@@ -286,9 +289,9 @@ async fn open_sandboxes(
         pool_size: config.network_pool_size,
     })
     .await?;
-    tasks.spawn(async move {
+    tasks.spawn(SANDBOXES, async move {
         task.run(stop).await;
-        ("sandboxes", Ok(()))
+        Ok(())
     });
     Ok(sandboxes)
 }
@@ -340,10 +343,9 @@ async fn wait(tasks: &mut Tasks) -> Result<(), AppError> {
         // Nothing is lost by dropping the others: the process is about to end.
         _ = terminate.recv() => info!("SIGTERM: shutting down, containers live on"),
         _ = interrupt.recv() => info!("SIGINT: shutting down, containers live on"),
-        ended = tasks.join_next() => return Err(match ended {
-            Some(Ok((name, Ok(())))) => AppError::PartEnded(name),
-            Some(Ok((_, Err(error)))) => error,
-            Some(Err(error)) => AppError::Panicked(error),
+        ended = tasks.next() => return Err(match ended {
+            Some((part, Ok(()))) => AppError::PartEnded(part),
+            Some((_, Err(error))) => error,
             None => AppError::PartEnded("everything"),
         }),
     }
@@ -356,11 +358,11 @@ impl Agent {
             self.stop_calls.cancel();
             self.stop_pods.cancel();
             // The sandboxes' task serves the pods to their end.
-            join_but_one(&mut tasks).await;
+            tasks.join_all_but(Some(SANDBOXES)).await;
             self.images.shutdown().await;
             self.runtime.close().await;
             self.stop_sandboxes.cancel();
-            while tasks.join_next().await.is_some() {}
+            tasks.join_all_but(None).await;
         };
         let second = async {
             let Ok(mut terminate) = signal(SignalKind::terminate()) else { return std::future::pending().await };
@@ -375,17 +377,6 @@ impl Agent {
                 Err(_) => error!(limit = ?DRAIN_LIMIT, "shutdown took too long, the rest ends with the process"),
             },
             () = second => error!("second signal: ending at once"),
-        }
-    }
-}
-
-async fn join_but_one(tasks: &mut Tasks) {
-    while tasks.len() > 1 {
-        match tasks.join_next().await {
-            Some(Ok((name, Err(error)))) => error!(part = name, error = %Chain(&error), "part failed at the end"),
-            Some(Ok((_, Ok(())))) => {}
-            Some(Err(error)) => error!(error = %Chain(&error), "part broke off at the end"),
-            None => return,
         }
     }
 }
