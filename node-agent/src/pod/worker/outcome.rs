@@ -78,6 +78,15 @@ pub(crate) struct Launched {
     pub(crate) skipped: SkippedKeys,
 }
 
+/// What was seen of a run before its end.
+#[derive(Debug, Clone, Copy)]
+enum Seen {
+    /// It was still starting.
+    Nothing,
+    /// It was running.
+    Running,
+}
+
 impl Worker {
     pub(super) fn take_note(&mut self, note: Note) {
         match note {
@@ -239,16 +248,23 @@ impl Worker {
                 self.take_in(Event::Running(index, started_at));
                 self.watch(index, container, state, None);
             }
-            ContainerState::Exited(exit) => self.take_exit(index, &container, exit, permit.is_some()),
+            ContainerState::Exited(exit) => {
+                let seen = if permit.is_some() { Seen::Nothing } else { Seen::Running };
+                self.take_exit(index, &container, exit, seen);
+            }
         }
     }
 
-    fn take_exit(&mut self, index: usize, container: &Container, exit: ContainerExit, unseen: bool) {
-        if unseen {
-            self.tell_event(Some(index), events::created(&container.name));
-            match exit.started_at {
-                Some(_) => self.tell_event(Some(index), events::started(&container.name)),
-                None => self.tell_event(Some(index), events::failed(&exit.message)),
+    fn take_exit(&mut self, index: usize, container: &Container, exit: ContainerExit, seen: Seen) {
+        match seen {
+            Seen::Running => {}
+            // Its start is told with its end.
+            Seen::Nothing => {
+                self.tell_event(Some(index), events::created(&container.name));
+                match exit.started_at {
+                    Some(_) => self.tell_event(Some(index), events::started(&container.name)),
+                    None => self.tell_event(Some(index), events::failed(&exit.message)),
+                }
             }
         }
         self.held[index] = None;
