@@ -3,6 +3,9 @@
 //!
 //! Pure: no I/O, no clock, no randomness.
 
+#[cfg(test)]
+mod tests;
+
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod, PodStatus};
 

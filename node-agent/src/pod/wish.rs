@@ -134,6 +134,8 @@ fn has_moving_tag(reference: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -167,5 +169,50 @@ mod tests {
         assert_eq!(plan.containers[0].kind, ContainerKind::Init);
         assert_eq!(plan.grace, Duration::from_secs(5));
         assert_eq!(plan.deadline, Some(Timestamp::from_second(60).unwrap()));
+    }
+    fn containers(names: &'static str) -> impl Strategy<Value = Vec<Container>> {
+        let image = proptest::option::of(proptest::sample::select(vec!["", "a", "a:1", "b:latest", "c@sha256:00"]));
+        let policy = proptest::option::of(proptest::sample::select(vec!["Always", "IfNotPresent", "Never", "Odd"]));
+        let one = (image, policy).prop_map(move |(image, policy)| Container {
+            name: names.to_owned(),
+            image: image.map(str::to_owned),
+            image_pull_policy: policy.map(str::to_owned),
+            ..Container::default()
+        });
+        proptest::collection::vec(one, 0..5)
+    }
+
+    proptest! {
+        #[test]
+        fn a_plan_has_a_place_for_each_container_and_each_image(
+            init in containers("i"),
+            app in containers("a"),
+            grace: Option<i64>,
+            deadline: Option<i64>,
+        ) {
+            let kinds = [vec![ContainerKind::Init; init.len()], vec![ContainerKind::App; app.len()]].concat();
+            let spec = PodSpec {
+                init_containers: Some(init),
+                containers: app,
+                termination_grace_period_seconds: grace,
+                active_deadline_seconds: deadline,
+                ..PodSpec::default()
+            };
+            let pod = Pod { spec: Some(spec), ..Pod::default() };
+            let wish = PodWish { pod, objects: PodObjects::default(), access: RegistryAccess::default(), cache: None };
+            let (plan, images) = (wish.plan(Timestamp::UNIX_EPOCH), wish.images());
+            prop_assert_eq!(plan.containers.iter().map(|container| container.kind).collect::<Vec<_>>(), kinds);
+            prop_assert_eq!(plan.images, images.len());
+            for (index, planned) in plan.containers.iter().enumerate() {
+                prop_assert_eq!(&images[planned.image], &image_of(wish.container(index).unwrap()));
+                prop_assert_eq!(planned.pull_again, images[planned.image].policy == PullPolicy::Always);
+            }
+            prop_assert!((0..images.len()).all(|place| plan.containers.iter().any(|planned| planned.image == place)));
+            // Times that are none count as not given; none is so long that it overflows.
+            let given = |seconds: Option<i64>| seconds.filter(|seconds| *seconds >= 0).map(i64::unsigned_abs);
+            prop_assert_eq!(plan.grace, given(grace).map_or(DEFAULT_GRACE, Duration::from_secs));
+            prop_assert_eq!(plan.deadline.is_some(), given(deadline).is_some());
+            prop_assert!(plan.deadline.is_none_or(|deadline| deadline >= Timestamp::UNIX_EPOCH));
+        }
     }
 }

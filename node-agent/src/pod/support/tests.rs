@@ -1,3 +1,4 @@
+use proptest::prelude::*;
 use rstest::rstest;
 use serde_json::{Value, json};
 
@@ -120,4 +121,67 @@ fn a_pod_on_record_is_renewed_though_somebody_debugged_it() {
     let other = pod(json!({"hostNetwork": true}));
     assert_eq!(check_known(&other, Policy::default()), check(&other, Policy::default()));
     assert!(check_known(&other, Policy::default()).is_err());
+}
+
+/// Things that are not offered, in fields that do not touch each other.
+fn faults() -> Vec<Value> {
+    vec![
+        json!({"hostNetwork": true}),
+        json!({"hostPID": true}),
+        json!({"hostUsers": false}),
+        json!({"runtimeClassName": "kata"}),
+        json!({"os": {"name": "windows"}}),
+        json!({"ephemeralContainers": [{"name": "debug", "image": "x"}]}),
+        json!({"initContainers": [{"name": "i", "image": "x", "restartPolicy": "Always"}]}),
+        json!({"volumes": [{"name": "v", "hostPath": {"path": "/"}}]}),
+        json!({"securityContext": {"sysctls": [{"name": "vm.swappiness", "value": "1"}]}}),
+        json!({"securityContext": {"supplementalGroupsPolicy": "Loose"}}),
+        container(json!({"name": "../etc"})),
+        container(json!({"image": ""})),
+        container(json!({"livenessProbe": {}})),
+        container(json!({"lifecycle": {"preStop": {}}})),
+        container(json!({"ports": [{"containerPort": 80, "hostPort": 80}]})),
+        container(json!({"volumeMounts": [{"name": "v", "mountPath": "/a/../b", "subPath": "b"}]})),
+        container(json!({"securityContext": {"privileged": true}})),
+        container(json!({"securityContext": {"procMount": "Unmasked"}})),
+        container(json!({"resources": {"limits": {"nvidia.com/gpu": "1"}}})),
+    ]
+}
+
+fn pod_with(faults: &[Value]) -> Pod {
+    let mut spec = json!({});
+    for fault in faults {
+        // Lists in one field lie over each other, as the one container does.
+        merge(&mut spec, fault.clone());
+    }
+    pod(spec)
+}
+
+fn findings(pod: &Pod, policy: Policy) -> Vec<Unsupported> {
+    check(pod, policy).err().map(|refusal| refusal.0).unwrap_or_default()
+}
+
+proptest! {
+    #[test]
+    fn one_more_fault_never_hides_another(
+        some in proptest::sample::subsequence(faults(), 0..=8),
+        more in proptest::sample::select(faults()),
+        allow_privileged: bool,
+    ) {
+        let policy = Policy { allow_privileged };
+        let before = findings(&pod_with(&some), policy);
+        let mut all = some;
+        all.push(more);
+        let after = findings(&pod_with(&all), policy);
+        for finding in &before {
+            prop_assert!(after.contains(finding), "{} is no longer told among {:?}", finding, after);
+        }
+        // An operator who allows less never lets more in.
+        let strict = findings(&pod_with(&all), Policy { allow_privileged: false });
+        prop_assert!(after.iter().all(|finding| strict.contains(finding)));
+        // What is passed over in a pod on record is ephemeral containers, and nothing else.
+        let known = check_known(&pod_with(&all), policy).err().map(|refusal| refusal.0).unwrap_or_default();
+        let rest: Vec<_> = after.into_iter().filter(|finding| finding.field != "spec.ephemeralContainers").collect();
+        prop_assert_eq!(known, rest);
+    }
 }
