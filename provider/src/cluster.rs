@@ -15,12 +15,14 @@ pub mod pods;
 pub mod watching;
 pub mod webhooks;
 
+mod echo;
 mod event_series;
 
 use std::path::Path;
 use std::time::Duration;
 
 pub use access::AccessApi;
+pub use echo::Echo;
 pub use events::{EventApi, EventNote, EventRecorder, Source};
 pub use image_caches::ImageCacheApi;
 pub use nodes::NodeApi;

@@ -179,6 +179,21 @@ impl FakeCluster {
         self.touch();
     }
 
+    /// Goes back to earlier objects and versions, as after the restore of a backup. Watches of pods and nodes list again.
+    pub fn restore(&self, change: impl FnOnce(&mut Record)) {
+        let mut record = self.lock();
+        change(&mut record);
+        record.version = 0;
+        let (mut pods, mut nodes) = (std::mem::take(&mut record.pods), std::mem::take(&mut record.nodes));
+        pods.values_mut().for_each(|pod| stamp(&mut record, pod));
+        nodes.values_mut().for_each(|node| stamp(&mut record, node));
+        let _ = self.pods.send(Watched::All(pods.values().cloned().collect()));
+        let _ = self.nodes.send(Watched::All(nodes.values().cloned().collect()));
+        (record.pods, record.nodes) = (pods, nodes);
+        drop(record);
+        self.touch();
+    }
+
     /// Writes or removes a ConfigMap or Secret.
     pub fn put_object(&self, key: ObjectKey, content: Option<ObjectContent>) {
         let change = match content {

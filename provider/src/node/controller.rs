@@ -14,7 +14,7 @@ use tracing::Instrument;
 use super::node_object::{self, Heartbeat, Host, NodeIdentity};
 use super::{agent_beat, lease};
 use crate::agent::AgentClient;
-use crate::cluster::{ClusterError, NodeApi, Watched};
+use crate::cluster::{ClusterError, Echo, NodeApi, Watched};
 use crate::parts::{PartError, Parts};
 
 /// A status that does not change is written again after this long: the kubelet's figure.
@@ -38,6 +38,7 @@ pub struct NodeController {
     identity: NodeIdentity,
     /// `None` until the watch has listed; then the object, or that there is none.
     current: Option<Option<Node>>,
+    echo: Echo,
     uid: watch::Sender<Option<String>>,
     /// Set to true when the node is there with a status of ours.
     registered: watch::Sender<bool>,
@@ -55,6 +56,7 @@ impl NodeController {
             services,
             identity,
             current: None,
+            echo: Echo::default(),
             uid: watch::Sender::new(None),
             registered,
             beaten: None,
@@ -114,28 +116,31 @@ impl NodeController {
     }
 
     fn take(&mut self, change: Watched<Node>) {
-        let node = match change {
-            Watched::All(mut nodes) => nodes.pop(),
-            Watched::Applied(node) => Some(node),
-            Watched::Deleted(_) => None,
-        };
-        self.learn(node);
+        match change {
+            Watched::All(mut nodes) => {
+                self.echo.listed();
+                self.learn(nodes.pop());
+            }
+            Watched::Applied(node) if self.echo.is_behind(&node) => {}
+            Watched::Applied(node) => self.learn(Some(node)),
+            Watched::Deleted(_) => self.learn(None),
+        }
+    }
+
+    /// Takes in the answer to a write of ours, which is newer than what the watch has said so far.
+    fn take_answer(&mut self, node: Node) {
+        self.echo.answered(&node);
+        self.learn(Some(node));
     }
 
     fn learn(&mut self, node: Option<Node>) {
-        let newer = match (&self.current, &node) {
-            (Some(Some(known)), Some(node)) => version(node) >= version(known),
-            (Some(Some(_) | None) | None, _) => true,
-        };
-        if newer {
-            let uid = node.as_ref().and_then(|node| node.metadata.uid.clone());
-            self.uid.send_if_modified(|known| {
-                let differs = *known != uid;
-                *known = uid;
-                differs
-            });
-            self.current = Some(node);
-        }
+        let uid = node.as_ref().and_then(|node| node.metadata.uid.clone());
+        self.uid.send_if_modified(|known| {
+            let differs = *known != uid;
+            *known = uid;
+            differs
+        });
+        self.current = Some(node);
     }
 
     async fn reconcile(&mut self, host: &Host) {
@@ -166,7 +171,7 @@ impl NodeController {
         match self.services.api.create_node(&wanted).await {
             Ok(node) => {
                 tracing::info!("registered the node");
-                self.learn(Some(node));
+                self.take_answer(node);
                 self.beaten = Some(Instant::now());
                 self.registered.send_replace(true);
                 Ok(())
@@ -185,7 +190,7 @@ impl NodeController {
         }
         if let Some(patch) = node_object::metadata_patch(&node, &self.identity, host) {
             node = self.services.api.patch_node(&name, patch).await?;
-            self.learn(Some(node.clone()));
+            self.take_answer(node.clone());
         }
         if *host == Host::Unheard {
             // A node that was there before us is as true as what we could say.
@@ -197,18 +202,12 @@ impl NodeController {
         let heartbeat = if due { Heartbeat::Due } else { Heartbeat::NotDue };
         if let Some(patch) = node_object::status_patch(&current, &wanted, heartbeat) {
             let node = self.services.api.patch_node_status(&name, patch).await?;
-            self.learn(Some(node));
+            self.take_answer(node);
             self.beaten = Some(Instant::now());
             self.registered.send_replace(true);
         }
         Ok(())
     }
-}
-
-/// Resource versions of one object can be compared as numbers.
-fn version(node: &Node) -> u64 {
-    let version = node.metadata.resource_version.as_deref().and_then(|version| version.parse().ok());
-    version.unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

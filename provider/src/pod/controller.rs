@@ -84,7 +84,8 @@ impl PodDirectory {
 pub struct PodController {
     means: Means,
     questions: mpsc::Receiver<Question>,
-    api_listed: bool,
+    /// How often the API server's pods have been listed.
+    listings: u64,
     api_pods: BTreeMap<String, Arc<Pod>>,
     agent_pods: AgentPods,
     connection: u64,
@@ -125,7 +126,7 @@ impl PodController {
         let controller = Self {
             means,
             questions,
-            api_listed: false,
+            listings: 0,
             api_pods: BTreeMap::new(),
             agent_pods: AgentPods::default(),
             connection: 0,
@@ -179,7 +180,7 @@ impl PodController {
     fn take_from_cluster(&mut self, change: Watched<Pod>, stop: &CancellationToken) {
         match change {
             Watched::All(pods) => {
-                self.api_listed = true;
+                self.listings += 1;
                 let known = std::mem::take(&mut self.api_pods);
                 self.api_pods = pods.into_iter().map(|pod| (PodName::of(&pod).uid, Arc::new(pod))).collect();
                 let mut touched: BTreeSet<_> = known.into_keys().collect();
@@ -263,7 +264,7 @@ impl PodController {
     fn inputs(&self, uid: &str) -> Inputs {
         let api = match self.api_pods.get(uid) {
             Some(pod) => ApiInput::Present(pod.clone()),
-            None if self.api_listed => ApiInput::Absent,
+            None if self.listings > 0 => ApiInput::Absent,
             None => ApiInput::Unlisted,
         };
         let agent = match self.agent_pods.get(uid) {
@@ -273,7 +274,7 @@ impl PodController {
             None if self.agent_pods.listed() => AgentInput::Absent,
             Some(_) | None => AgentInput::Unlisted,
         };
-        Inputs { api, agent, connection: self.connection }
+        Inputs { api, listing: self.listings, agent, connection: self.connection }
     }
 
     /// The pod's name, when there is anything of it that needs a worker.

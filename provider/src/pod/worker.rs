@@ -24,7 +24,7 @@ use super::resize::{self, Allocated};
 use super::status::{self, Failure, Reported, Situation};
 use crate::agent::AgentClient;
 use crate::cluster::pods::{PodMarks, PodName};
-use crate::cluster::{EventRecorder, ObjectApi, ObjectStore, PodApi};
+use crate::cluster::{Echo, EventRecorder, ObjectApi, ObjectStore, PodApi};
 use crate::meters::Meters;
 
 /// What every worker of a node uses.
@@ -45,6 +45,8 @@ pub(super) struct Means {
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Inputs {
     pub(super) api: ApiInput,
+    /// Grows with each list of the API server's pods.
+    pub(super) listing: u64,
     pub(super) agent: AgentInput,
     /// Grows with each connection to the agent.
     pub(super) connection: u64,
@@ -96,6 +98,8 @@ pub(super) struct Worker {
     content: ContentWatch,
     /// The newest object, be it from the watch or from an answer to us.
     api: ApiInput,
+    listing: u64,
+    echo: Echo,
     agent: AgentInput,
     connection: u64,
     admitted: Option<Admitted>,
@@ -146,6 +150,8 @@ impl Worker {
             began: Instant::now(),
             content,
             api: ApiInput::Unlisted,
+            listing: 0,
+            echo: Echo::default(),
             agent: AgentInput::Unlisted,
             connection: 0,
             admitted: None,
@@ -224,25 +230,30 @@ impl Worker {
             self.blocked.hand_over = None;
             self.blocked.stop = None;
         }
-        if let (ApiInput::Present(new), ApiInput::Present(known)) = (&inputs.api, &self.api)
-            && version(new) < version(known)
-        {
-            // An echo of what we have seen in an answer already.
-        } else {
-            if let (ApiInput::Present(new), ApiInput::Present(known)) = (&inputs.api, &self.api)
-                && self.failure.is_some()
-                && !same_content(new, known)
-            {
-                // What was refused has been changed: try at once.
-                self.blocked.hand_over = None;
-                self.admitted = None;
-            }
-            self.api = inputs.api;
+        if inputs.listing != self.listing {
+            self.listing = inputs.listing;
+            self.echo.listed();
         }
+        self.look_at_api(inputs.api);
         self.agent = inputs.agent;
         if matches!(self.agent, AgentInput::Known(AgentPod::State(_))) {
             self.nothing_runs = false;
         }
+    }
+
+    fn look_at_api(&mut self, api: ApiInput) {
+        if let ApiInput::Present(new) = &api {
+            if self.echo.is_behind(&**new) {
+                return;
+            }
+            let is_changed = matches!(&self.api, ApiInput::Present(known) if !same_content(new, known));
+            if self.failure.is_some() && is_changed {
+                // What was refused has been changed: try at once.
+                self.blocked.hand_over = None;
+                self.admitted = None;
+            }
+        }
+        self.api = api;
     }
 
     fn api_view(&self) -> ApiView {
@@ -378,12 +389,6 @@ async fn wait_until(began: Instant, until: Option<Moment>) {
         Some(until) => tokio::time::sleep_until(began + until).await,
         None => std::future::pending().await,
     }
-}
-
-/// Resource versions of one object can be compared as numbers.
-fn version(pod: &Pod) -> u64 {
-    let version = pod.metadata.resource_version.as_deref().and_then(|version| version.parse().ok());
-    version.unwrap_or(u64::MAX)
 }
 
 /// True when the agent would be given the same. Its status tells the generation that it has seen; and whether the pod is

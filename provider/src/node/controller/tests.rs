@@ -153,6 +153,22 @@ async fn a_node_that_is_there_is_adopted_with_what_others_wrote() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_api_server_that_goes_back_to_a_backup_is_believed() {
+    let bench = Bench::start(|_, _| {});
+    bench.ready("True", "KubeletReady").await;
+    let labelled = |record: &Record, key: &str| {
+        record.nodes[NODE].metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(key))
+    };
+    bench.cluster.restore(|record| {
+        let node = record.nodes.get_mut(NODE).unwrap();
+        node.metadata.labels.as_mut().unwrap().remove("type");
+        node.status = None;
+    });
+    bench.cluster.wait("its label", |record| labelled(record, "type")).await;
+    bench.ready("True", "KubeletReady").await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_restart_of_the_provider_never_shows_the_node_not_ready() {
     let mut bench = Bench::start(|_, _| {});
     bench.ready("True", "KubeletReady").await;

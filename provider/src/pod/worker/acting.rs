@@ -239,6 +239,7 @@ impl Worker {
     /// An answer to a write is newer than what the watch has said so far.
     fn take_answer(&mut self, pod: Pod) {
         if pod.metadata.uid.as_ref() == Some(&self.name.uid) {
+            self.echo.answered(&pod);
             self.api = ApiInput::Present(Arc::new(pod));
         }
     }

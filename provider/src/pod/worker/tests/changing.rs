@@ -1,4 +1,5 @@
-//! Pods that change while they run: readiness gates, which the agent must hear of, and a resize, which it must not.
+//! Pods that change while they run: readiness gates, which the agent must hear of, a resize, which it must not, and an
+//! API server that goes back.
 
 use k8s_openapi::api::core::v1::PodCondition;
 
@@ -124,4 +125,23 @@ async fn a_resize_is_not_passed_on_and_the_status_says_so() {
     bench.cluster.edit_pod("ns", "p", |pod| resize(pod, 3, "1"));
     bench.ran(4).await;
     bench.cluster.wait("nothing pending", |record| pending(record).is_none()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_api_server_that_goes_back_to_a_backup_is_believed() {
+    let mut bench = Bench::new();
+    bench.start();
+    bench.cluster.put_pod(pod("other", "u0"));
+    let backup = bench.cluster.put_pod(pod("p", "u1"));
+    bench.ran(2).await;
+    bench.agent.report("u1", status("Running"));
+    bench.phase("p", "Running").await;
+    bench.cluster.restore(|record| {
+        record.pods.insert("ns/p".into(), backup);
+    });
+    bench.phase("p", "Running").await;
+    bench.cluster.edit_pod("ns", "p", |pod| {
+        pod.metadata.labels = Some([("changed".to_owned(), "yes".to_owned())].into());
+    });
+    bench.ran(3).await;
 }
