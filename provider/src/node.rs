@@ -8,6 +8,8 @@ mod agent_beat;
 mod controller;
 mod lease;
 mod lease_object;
+mod node_metadata;
+mod node_options;
 
 pub use controller::{NodeController, NodeServices};
 pub use node_object::{Capacity, NodeIdentity, Taints};

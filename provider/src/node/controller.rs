@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
+use super::node_metadata::metadata_patch;
 use super::node_object::{self, Heartbeat, Host, NodeIdentity};
 use super::{agent_beat, lease};
 use crate::agent::AgentClient;
@@ -188,7 +189,7 @@ impl NodeController {
         if node.metadata.deletion_timestamp.is_some() {
             return Ok(());
         }
-        if let Some(patch) = node_object::metadata_patch(&node, &self.identity, host) {
+        if let Some(patch) = metadata_patch(&node, &self.identity, host) {
             node = self.services.api.patch_node(&name, patch).await?;
             self.take_answer(node.clone());
         }

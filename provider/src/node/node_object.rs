@@ -1,4 +1,4 @@
-//! The Node object of a virtual node, as ECI's look, and the patches that keep it so.
+//! The Node object of a virtual node, as ECI's look, and the patch that keeps its status so.
 //!
 //! Pure: no I/O, no clock, no randomness.
 
@@ -6,13 +6,14 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
-    ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeSpec, NodeStatus,
-    NodeSystemInfo, Taint,
+    ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures, NodeSpec,
+    NodeStatus, NodeSystemInfo, Taint,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use serde_json::{Map, Value, json};
 
+use super::node_options::{NodeOptions, OPTIONS, parts};
 use crate::agent::{HostImage, NodeFacts};
 
 /// The taint that keeps pods away which do not mean to run on ECI.
@@ -20,7 +21,7 @@ pub const TAINT_KEY: &str = "virtual-kubelet.io/provider";
 /// Its value.
 pub const TAINT_VALUE: &str = "alibabacloud";
 /// What it does to them.
-const TAINT_EFFECT: &str = "NoSchedule";
+pub(super) const TAINT_EFFECT: &str = "NoSchedule";
 /// How many images a Node object names at most: the kubelet's bound.
 const IMAGES: usize = 50;
 
@@ -129,18 +130,26 @@ pub fn labels(identity: &NodeIdentity, host: &Host) -> BTreeMap<String, String> 
     let os = if facts.operating_system.is_empty() { "linux" } else { &facts.operating_system };
     set(&["kubernetes.io/os", "beta.kubernetes.io/os"], os);
     set(&["kubernetes.io/arch", "beta.kubernetes.io/arch"], &facts.architecture);
-    let region = ["topology.kubernetes.io/region", "failure-domain.beta.kubernetes.io/region"];
-    set(&region, identity.region.as_deref().unwrap_or_default());
-    let zone = ["topology.kubernetes.io/zone", "failure-domain.beta.kubernetes.io/zone"];
-    set(&zone, identity.zone.as_deref().unwrap_or_default());
     let no_balancer = [
         "node.kubernetes.io/exclude-from-external-load-balancers",
         "alpha.service-controller.kubernetes.io/exclude-balancer",
         "service.beta.kubernetes.io/exclude-node",
     ];
     set(&no_balancer, "true");
-    labels.extend(identity.labels.clone());
+    labels.extend(optional_labels(identity));
     labels
+}
+
+/// Those of our labels that another start may be without: they follow from options.
+fn optional_labels(identity: &NodeIdentity) -> BTreeMap<String, String> {
+    let region = ["topology.kubernetes.io/region", "failure-domain.beta.kubernetes.io/region"];
+    let zone = ["topology.kubernetes.io/zone", "failure-domain.beta.kubernetes.io/zone"];
+    let places = [(region, &identity.region), (zone, &identity.zone)];
+    let places = places.into_iter().flat_map(|(keys, place)| {
+        let place = place.as_ref().filter(|place| !place.is_empty());
+        keys.into_iter().filter_map(move |key| Some((key.to_owned(), place?.clone())))
+    });
+    places.chain(identity.labels.clone()).collect()
 }
 
 /// The taints that are ours.
@@ -148,8 +157,9 @@ pub fn taints(identity: &NodeIdentity) -> Vec<Taint> {
     identity.taints.all()
 }
 
-fn is_eci(taint: &Taint) -> bool {
-    taint.key == TAINT_KEY && taint.value.as_deref() == Some(TAINT_VALUE) && taint.effect == TAINT_EFFECT
+/// What of it comes from options.
+pub(super) fn options(identity: &NodeIdentity) -> NodeOptions {
+    NodeOptions { labels: optional_labels(identity), taints: taints(identity).iter().map(parts).collect() }
 }
 
 /// The node as it is made.
@@ -158,41 +168,12 @@ pub fn new_node(identity: &NodeIdentity, host: &Host, now: Timestamp) -> Node {
         metadata: ObjectMeta {
             name: Some(identity.name.clone()),
             labels: Some(labels(identity, host)),
+            annotations: Some([(OPTIONS.to_owned(), options(identity).to_text())].into()),
             ..ObjectMeta::default()
         },
         spec: Some(NodeSpec { taints: Some(taints(identity)), ..NodeSpec::default() }),
         status: Some(status(identity, host, &NodeStatus::default(), now)),
     }
-}
-
-/// The patch that puts our labels and taints on a node that lacks some; `None` when it has them all.
-pub fn metadata_patch(current: &Node, identity: &NodeIdentity, host: &Host) -> Option<Value> {
-    let mut patch = Map::new();
-    let have = current.metadata.labels.clone().unwrap_or_default();
-    let missing: BTreeMap<_, _> =
-        labels(identity, host).into_iter().filter(|(key, value)| have.get(key) != Some(value)).collect();
-    if !missing.is_empty() {
-        patch.insert("metadata".to_owned(), json!({"labels": missing}));
-    }
-    let have = current.spec.as_ref().and_then(|spec| spec.taints.clone()).unwrap_or_default();
-    let is_there = |taint: &Taint| {
-        have.iter().any(|there| there.key == taint.key && there.effect == taint.effect && there.value == taint.value)
-    };
-    let missing: Vec<Taint> = taints(identity).into_iter().filter(|taint| !is_there(taint)).collect();
-    // Left over from a time in which it was not left out.
-    let is_over = |taint: &Taint| identity.taints.without_eci && is_eci(taint) && !taints(identity).iter().any(is_eci);
-    if !missing.is_empty() || have.iter().any(is_over) {
-        // The list is replaced as a whole, so the version says which list was read.
-        let replaces =
-            |there: &Taint| missing.iter().any(|taint| taint.key == there.key && taint.effect == there.effect);
-        let kept = have.iter().filter(|there| !replaces(there) && !is_over(there)).cloned();
-        let all: Vec<Taint> = kept.chain(missing.iter().cloned()).collect();
-        patch.insert("spec".to_owned(), json!({"taints": all}));
-        let version = current.metadata.resource_version.clone();
-        let metadata = patch.entry("metadata").or_insert_with(|| json!({}));
-        metadata["resourceVersion"] = json!(version);
-    }
-    (!patch.is_empty()).then_some(Value::Object(patch))
 }
 
 /// The status that the node should have.
@@ -206,6 +187,8 @@ pub fn status(identity: &NodeIdentity, host: &Host, current: &NodeStatus, now: T
         daemon_endpoints: Some(NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(identity.port) }),
         }),
+        // What pods may count on from the runtime: their `supplementalGroupsPolicy` is honoured.
+        features: Some(NodeFeatures { supplemental_groups_policy: Some(true) }),
         images: host.facts().map(images),
         node_info: Some(node_info(identity, &host.facts().cloned().unwrap_or_default())),
         ..NodeStatus::default()

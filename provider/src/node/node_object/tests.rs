@@ -1,5 +1,8 @@
 //! Tables of the Node object.
 
+use proptest::prelude::*;
+
+use super::super::node_metadata::metadata_patch;
 use super::*;
 use crate::agent::HostImage;
 use crate::cluster::fake::strategic;
@@ -108,23 +111,6 @@ fn what_others_wrote_lives_on() {
 }
 
 #[test]
-fn a_taint_that_is_left_out_by_now_is_taken_away() {
-    let node = new_node(&identity(), &Host::Alive(facts()), at(5));
-    let without = NodeIdentity { taints: Taints { without_eci: true, more: vec![] }, ..identity() };
-    let patched = applied(&node, metadata_patch(&node, &without, &Host::Alive(facts())));
-    assert_eq!(patched.spec.clone().unwrap().taints.unwrap_or_default(), []);
-    assert_eq!(metadata_patch(&patched, &without, &Host::Alive(facts())), None);
-    // Asked for by hand it stays, as does another of the same key.
-    let by_hand = (TAINT_KEY.to_owned(), TAINT_VALUE.to_owned(), "NoSchedule".to_owned());
-    let asked = NodeIdentity { taints: Taints { without_eci: true, more: vec![by_hand] }, ..identity() };
-    assert_eq!(metadata_patch(&node, &asked, &Host::Alive(facts())), None);
-    let mut other = node;
-    let theirs = Taint { key: TAINT_KEY.into(), effect: "NoExecute".into(), ..Taint::default() };
-    other.spec.as_mut().unwrap().taints = Some(vec![theirs]);
-    assert_eq!(metadata_patch(&other, &without, &Host::Alive(facts())), None);
-}
-
-#[test]
 fn nothing_is_written_when_nothing_changed_unless_a_heartbeat_is_due() {
     let node = new_node(&identity(), &Host::Alive(facts()), at(5));
     let current = node.status.unwrap();
@@ -150,4 +136,57 @@ fn an_agent_that_cannot_run_pods_says_why() {
 #[test]
 fn quantities_are_written_as_the_api_server_does() {
     assert_eq!((cpu(2000).as_str(), cpu(1500).as_str()), ("2", "1500m"));
+}
+
+#[test]
+fn pods_may_count_on_their_groups_policy() {
+    let wanted = status(&identity(), &Host::Alive(facts()), &NodeStatus::default(), at(1));
+    assert_eq!(wanted.features.clone().unwrap().supplemental_groups_policy, Some(true));
+    let before = NodeStatus { features: None, ..wanted.clone() };
+    let patch = status_patch(&before, &wanted, Heartbeat::NotDue);
+    assert_eq!(patch, Some(json!({"status": {"features": {"supplementalGroupsPolicy": true}}})));
+}
+
+prop_compose! {
+    fn any_facts()(
+        cpu_milli in prop_oneof![Just(1500u64), Just(2000)], memory in 1u64..3, size_bytes in 1u64..3,
+        not_ready in proptest::option::of("[ab]"), disk_pressure in proptest::option::of("[ab]"),
+    ) -> NodeFacts {
+        let images = vec![HostImage { names: vec!["i".into()], size_bytes }];
+        NodeFacts { cpu_milli, memory_bytes: memory << 30, not_ready, disk_pressure, images, ..facts() }
+    }
+}
+
+fn any_host() -> impl Strategy<Value = Host> {
+    prop_oneof![
+        "[ab]".prop_map(|message| Host::Unknown { message }),
+        any_facts().prop_map(Host::Alive),
+        (any_facts(), "[ab]").prop_map(|(last, message)| Host::Lost { last, message }),
+    ]
+}
+
+proptest! {
+    /// One write says all, and nothing of others goes: their conditions, and fields that are not ours.
+    #[test]
+    fn a_status_is_written_once_and_keeps_what_is_not_ours(hosts in proptest::collection::vec(any_host(), 1..6)) {
+        let theirs = NodeCondition { type_: "theirs".into(), status: "False".into(), ..NodeCondition::default() };
+        let status_before = NodeStatus {
+            conditions: Some(vec![theirs.clone()]),
+            volumes_in_use: Some(vec!["theirs".into()]),
+            ..NodeStatus::default()
+        };
+        let mut node = Node { status: Some(status_before), ..Node::default() };
+        for (second, host) in (0i64..).zip(&hosts) {
+            let current = node.status.clone().unwrap();
+            let wanted = status(&identity(), host, &current, at(second));
+            node = applied(&node, status_patch(&current, &wanted, Heartbeat::NotDue));
+            let after = node.status.clone().unwrap();
+            let again = status(&identity(), host, &after, at(second + 9));
+            prop_assert_eq!(status_patch(&after, &again, Heartbeat::NotDue), None);
+            prop_assert_eq!(&after.volumes_in_use, &Some(vec!["theirs".to_owned()]));
+            let conditions = after.conditions.clone().unwrap();
+            prop_assert!(conditions.contains(&theirs) && conditions.len() == 6);
+            prop_assert_eq!(ready_of(&after), ready_of(&wanted));
+        }
+    }
 }
