@@ -7,6 +7,7 @@ pub mod eci_annotations;
 pub mod instance_size;
 pub mod policy;
 pub mod pull_credentials;
+pub mod unhonoured;
 
 mod agent_link;
 mod agent_pods;

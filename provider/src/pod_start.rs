@@ -3,8 +3,9 @@
 //!
 //! A pod that names an image cache which cannot be used yet stays Pending, with the reason in its status and its events,
 //! and starts when the cache is Ready: that is ECI's default strategy for failures, `fail-back`, and what a Deployment
-//! needs whose cache is being made at the same moment. A pod that the policy refuses stays Pending, too: a Failed one would
-//! be replaced by its controller without end.
+//! needs whose cache is being made at the same moment. A pod that the policy refuses stays Pending, too, where its containers
+//! are restarted: a Failed one would be replaced by its controller without end. With the restart policy `Never` it is Failed,
+//! so that its Job counts it and ends.
 
 use std::collections::BTreeMap;
 
@@ -15,6 +16,7 @@ use crate::custom_resource::{INSECURE_ANNOTATION, PLAIN_HTTP_ANNOTATION};
 use crate::image_cache::{self, ImageCaches, Note};
 use crate::pod::eci_annotations::{self, MATCHED_IMAGE_CACHE, Surroundings};
 use crate::pod::policy::{self, PodPolicy};
+use crate::pod::unhonoured::{Unhonoured, unhonoured};
 use crate::pod::{Admitted, CacheChoice, CacheDecision, Notice, PROVIDER_FAILED, Refusal};
 
 /// Decides how pods start.
@@ -42,7 +44,8 @@ impl CacheChoice for PodStart {
             Ok(image_cache_id) => {
                 let size = eci_annotations::size_message(pod);
                 let size = Notice { warning: false, reason: "UserInstanceTypeSpec".to_owned(), message: size };
-                let notices = std::iter::once(size).chain(told).collect();
+                let asked = unhonoured(pod).into_iter().map(not_honoured);
+                let notices = std::iter::once(size).chain(asked).chain(told).collect();
                 CacheDecision::Run(Admitted { notices, ..self.admitted(node, pod, image_cache_id) })
             }
             Err(refusal) => CacheDecision::Later(waiting(&refusal, told.collect())),
@@ -83,6 +86,11 @@ fn waiting(refusal: &image_cache::Refusal, mut notices: Vec<Notice>) -> Refusal 
 
 fn notice(note: Note) -> Notice {
     Notice { warning: note.warning, reason: note.reason.to_owned(), message: note.message }
+}
+
+fn not_honoured(asked: Unhonoured) -> Notice {
+    let message = format!("{}: {}; {}", asked.field, asked.what, asked.remedy);
+    Notice { warning: true, reason: "NotHonoured".to_owned(), message }
 }
 
 /// Registry hosts of an annotation, separated by commas.
@@ -161,6 +169,34 @@ mod tests {
         assert!(refusal.message.contains("spec.hostNetwork"));
         start.policy = PodPolicy::Kubelet;
         assert!(matches!(start.choose("n", &pod).await, CacheDecision::Run(_)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_not_honoured_is_told_with_the_start() {
+        let mut tasks = JoinSet::new();
+        let mut start = start(&mut tasks);
+        let mut pod = pod(json!({"k8s.aliyun.com/eci-custom-hosts": "[]"}), json!({}));
+        let CacheDecision::Run(admitted) = start.choose("n", &pod).await else { panic!() };
+        let told = admitted.notices.iter().find(|notice| notice.reason == "NotHonoured").unwrap();
+        assert!(told.warning);
+        assert_eq!(
+            told.message,
+            "metadata.annotations[k8s.aliyun.com/eci-custom-hosts]: k8s.aliyun.com/eci-custom-hosts=[] is not honoured: the \
+             pod's /etc/hosts does without; use spec.hostAliases"
+        );
+        // What decides how the pod behaves is refused as on ECI, and told where a kubelet's rules hold.
+        let env = json!([{"name": "ECI_CONTAINER_TYPE", "value": "sidecar"}]);
+        pod.spec.as_mut().unwrap().containers[0].env = serde_json::from_value(env).unwrap();
+        let CacheDecision::Refuse(refusal) = start.choose("n", &pod).await else { panic!() };
+        assert!(
+            refusal.message.contains("spec.containers[0].env[0]: ECI_CONTAINER_TYPE=sidecar"),
+            "{}",
+            refusal.message
+        );
+        start.policy = PodPolicy::Kubelet;
+        let CacheDecision::Run(admitted) = start.choose("n", &pod).await else { panic!() };
+        assert_eq!(admitted.notices.iter().filter(|notice| notice.reason == "NotHonoured").count(), 2);
+        assert!(start.recall("n", &pod).notices.is_empty());
     }
 
     #[tokio::test(start_paused = true)]

@@ -8,6 +8,8 @@ use std::fmt;
 
 use k8s_openapi::api::core::v1::{Capabilities, Pod, PodSpec, SecurityContext, Sysctl};
 
+use super::unhonoured::{Weight, unhonoured};
+
 /// Which pods a virtual node takes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum PodPolicy {
@@ -70,6 +72,9 @@ pub fn violations(policy: PodPolicy, pod: &Pod) -> Vec<Violation> {
         found.volumes(spec);
         found.sysctls(spec);
         found.containers(spec);
+    }
+    for asked in unhonoured(pod).into_iter().filter(|asked| asked.weight == Weight::Decides) {
+        found.add(asked.field, &asked.what, asked.remedy);
     }
     found.0
 }
@@ -235,6 +240,8 @@ mod tests {
         "spec.containers[0].ports[0].hostPort")]
     #[case(json!({"securityContext": {"sysctls": [{"name": "vm.swappiness", "value": "1"}]}}),
         "spec.securityContext.sysctls[0]")]
+    #[case(json!({"containers": [{"name": "c", "image": "x", "env": [{"name": "ECI_CONTAINER_TYPE", "value": "sidecar"}]}]}),
+        "spec.containers[0].env[0]")]
     #[case(json!({"securityContext": {"sysctls": [{"name": "net/ipv4/tcp_syncookies", "value": "1"}]}}),
         "spec.securityContext.sysctls[0]")]
     fn refused(#[case] spec: Value, #[case] field: &str) {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
+use rstest::rstest;
 
 use super::*;
 use crate::agent::AgentError;
@@ -140,4 +141,22 @@ async fn a_pod_that_waits_for_its_cache_starts_as_soon_as_that_is_ready() {
     open.send_replace(true);
     bench.ran(1).await;
     assert!(began.elapsed() < Duration::from_secs(1), "waited {:?}", began.elapsed());
+}
+
+#[rstest]
+#[case("Always", "Pending")]
+#[case("OnFailure", "Pending")]
+#[case("Never", "Failed")]
+#[tokio::test(start_paused = true)]
+async fn what_the_policy_refuses_waits_unless_it_never_restarts(#[case] restart: &str, #[case] phase: &str) {
+    let mut bench = Bench::new();
+    let refusal = Refusal { reason: "ProviderFailed".into(), message: "spec.hostPID: no".into(), notices: vec![] };
+    bench.start_with(Arc::new(Scripted(vec![CacheDecision::Refuse(refusal)].into())));
+    let mut pod = pod("p", "u1");
+    pod.spec.as_mut().unwrap().restart_policy = Some(restart.to_owned());
+    bench.cluster.put_pod(pod);
+    let shown = |record: &Record| record.pods["ns/p"].status.clone().unwrap();
+    bench.cluster.wait("reason", |record| shown(record).reason.is_some()).await;
+    let shown = bench.cluster.see(shown);
+    assert_eq!((shown.phase.as_deref(), shown.message.as_deref()), (Some(phase), Some("spec.hostPID: no")));
 }
