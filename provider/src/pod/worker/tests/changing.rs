@@ -114,6 +114,11 @@ async fn a_resize_is_not_passed_on_and_the_status_says_so() {
     bench.restart().await;
     bench.ran(3).await;
     assert_eq!(handed(&bench, 2), (Some(2), "1".to_owned()));
+    let mut restarted = made(&bench);
+    restarted.container_statuses.as_mut().unwrap()[0].restart_count = 1;
+    let writes = bench.cluster.see(|record| record.status_patches.len());
+    bench.agent.report("u1", restarted);
+    bench.cluster.wait("another status", |record| record.status_patches.len() > writes).await;
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert!(bench.cluster.see(|record| pending(record).is_some()));
     let events = bench.cluster.see(|record| {
