@@ -1,22 +1,16 @@
-//! Builds the control plane's program from `hack/controlplane` with Go, once: it is current while the hash of its
-//! sources and of Go's version is the one it was built from.
+//! Builds the control plane's program from `hack/controlplane` with Go, once.
 
-use std::fs;
-use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
-use anyhow::{Context, bail, ensure};
-use sha2::{Digest, Sha256};
+use anyhow::bail;
 
-use crate::{console, workspace};
+use crate::go_program::GoProgram;
+use crate::workspace;
 
 /// The Kubernetes version that `hack/controlplane/go.mod` names, as the components report it.
 const KUBERNETES: [&str; 3] = ["1", "37", "2"];
 const PROGRAM: &str = "larder-controlplane";
-const STAMP: &str = "larder-controlplane.stamp";
-const SOURCES: [&str; 3] = ["go.mod", "go.sum", "main.go"];
 
 /// The components in the program.
 pub const COMPONENTS: [&str; 7] =
@@ -33,8 +27,7 @@ pub fn folder() -> PathBuf {
 /// # Errors
 /// When a source cannot be read or Go is missing.
 pub fn is_current(folder: &Path) -> anyhow::Result<bool> {
-    Ok(folder.join(PROGRAM).exists()
-        && fs::read_to_string(folder.join(STAMP)).is_ok_and(|old| Ok(old) == stamp().map_err(drop)))
+    program(&link_flags()).is_current(folder)
 }
 
 /// Builds the program if it is not current; five minutes on two cores the first time.
@@ -42,41 +35,19 @@ pub fn is_current(folder: &Path) -> anyhow::Result<bool> {
 /// # Errors
 /// When the build fails.
 pub fn build(folder: &Path) -> anyhow::Result<()> {
-    fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
-    let stamp = stamp()?;
-    if !is_current(folder)? {
-        let fresh = folder.join(format!("{PROGRAM}.new"));
-        let mut build = Command::new("go")
-            .args(["build", "-trimpath", "-ldflags", &link_flags(), "-o"])
-            .arg(&fresh)
-            .arg(".")
-            .current_dir(sources())
-            .env("CGO_ENABLED", "0")
-            .env("GOFLAGS", "-mod=readonly")
-            .stderr(Stdio::piped())
-            .spawn()
-            .context("run go")?;
-        if let Some(messages) = build.stderr.take() {
-            show_messages(messages).context("read what go says")?;
-        }
-        let status = build.wait().context("wait for go")?;
-        ensure!(status.success(), "building the control plane: {status}");
-        // Renamed, not written over: the old one may be running.
-        fs::rename(&fresh, folder.join(PROGRAM)).context("put the program in place")?;
-        fs::write(folder.join(STAMP), stamp).context("write the stamp")?;
-    }
+    program(&link_flags()).build(folder)?;
     COMPONENTS.iter().try_for_each(|component| link(folder, component))
 }
 
-/// Shows what Go says, but for the line that it writes for each of two hundred modules that it fetches.
-fn show_messages(messages: impl Read) -> std::io::Result<()> {
-    for line in BufReader::new(messages).lines() {
-        let line = line?;
-        if !line.starts_with("go: downloading ") {
-            console::note(&line);
-        }
+fn program(link_flags: &str) -> GoProgram<'_> {
+    GoProgram {
+        module: "hack/controlplane",
+        sources: &["go.mod", "go.sum", "main.go"],
+        package: ".",
+        tags: "",
+        link_flags,
+        programs: &[PROGRAM],
     }
-    Ok(())
 }
 
 fn link(folder: &Path, component: &str) -> anyhow::Result<()> {
@@ -84,10 +55,6 @@ fn link(folder: &Path, component: &str) -> anyhow::Result<()> {
         Err(err) if err.kind() != std::io::ErrorKind::AlreadyExists => bail!("link {component}: {err}"),
         Ok(()) | Err(_) => Ok(()),
     }
-}
-
-fn sources() -> PathBuf {
-    workspace::root().join("hack/controlplane")
 }
 
 /// Without these the components call themselves v0.0.0-master, which clients cannot parse.
@@ -108,26 +75,14 @@ fn link_flags() -> String {
     flags
 }
 
-fn stamp() -> anyhow::Result<String> {
-    let mut hash = Sha256::new();
-    for name in SOURCES {
-        let path = sources().join(name);
-        hash.update(fs::read(&path).with_context(|| format!("read {}", path.display()))?);
-    }
-    let go = Command::new("go").arg("version").current_dir(sources()).output().context("run go")?;
-    ensure!(go.status.success(), "go version: {}", String::from_utf8_lossy(&go.stderr));
-    hash.update(&go.stdout);
-    hash.update(link_flags());
-    Ok(hex::encode(hash.finalize()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::go_program::required_version;
 
     #[test]
     fn the_version_is_the_one_in_go_mod() {
-        let module = fs::read_to_string(sources().join("go.mod")).expect("read go.mod");
-        assert!(module.contains(&format!("k8s.io/kubernetes v{}", KUBERNETES.join("."))));
+        let go_mod = std::fs::read_to_string(program("").folder().join("go.mod")).expect("read go.mod");
+        assert_eq!(required_version(&go_mod, "k8s.io/kubernetes"), Some(KUBERNETES.join(".")));
     }
 }

@@ -11,6 +11,7 @@ pub mod control_plane;
 pub mod controlplane_program;
 pub mod down;
 pub mod footprint;
+mod go_program;
 pub mod images;
 pub mod kubeconfig;
 pub mod larder;
