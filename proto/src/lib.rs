@@ -1,7 +1,7 @@
 //! The gRPC contract between the provider (cluster side) and the node agent (host side).
 //!
-//! Nothing but generated code: the words are in `agent/v1/*.proto`. Only `provider::agent` and `node_agent::grpc` name
-//! this crate; each converts to its own types at that edge.
+//! Nothing but generated code: the words are in `agent/v1/*.proto`. In the product only `provider::agent` and
+//! `node_agent::grpc` name this crate; each converts to its own types at that edge.
 
 /// Version 1 of the agent's services.
 pub mod v1 {
