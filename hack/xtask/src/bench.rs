@@ -1,19 +1,25 @@
 //! `cargo xtask bench NAME`: measures and prints a table, or with `--json` one array of rows.
 //!
-//! A bench runs on the cluster of `hack/up --empty` and brings it up where there is none. It takes the first virtual node
-//! for itself, with a store of its own, and leaves everything as it was.
+//! `start` and `memory` run on the cluster of `hack/up --empty` and bring it up where there is none. They take the first
+//! virtual node for themselves, with a store of its own. `pull` needs no cluster. All leave everything as it was, also when
+//! they are interrupted; what one that was killed leaves is put right by the next, and by `hack/up` and `hack/down`.
 
+mod calibration;
 mod ground;
+mod large_image;
 mod memory;
 mod pods;
+mod pull;
 mod row;
 mod start;
 mod trace;
 
 use crate::console::{note, say};
-use anyhow::Result;
+use crate::up::layout::Layout;
+use anyhow::{Result, bail};
 use clap::ValueEnum;
 use ground::Ground;
+use tokio::signal::unix::{SignalKind, signal};
 
 pub use row::Row;
 
@@ -35,6 +41,9 @@ pub struct Args {
     /// Pods at the same time, to measure memory
     #[arg(long, default_value_t = 20, value_name = "N")]
     pods: usize,
+    /// Measure only the cases of `pull` whose names contain this
+    #[arg(long, default_value = "", value_name = "TEXT")]
+    only: String,
 }
 
 /// The benches.
@@ -44,6 +53,8 @@ enum Name {
     Start,
     /// Resident memory of the agent and the provider, idle and for each pod
     Memory,
+    /// Pulling an image and starting containers from it, the agent alone beside containerd: request to process
+    Pull,
 }
 
 /// Runs one bench.
@@ -52,19 +63,51 @@ enum Name {
 /// When there is no cluster to be had, it is in use, or a measured pod fails.
 pub async fn run(args: Args) -> Result<()> {
     warn_if_busy();
-    let ground = Ground::take().await?;
-    let counts = start::Counts { starts: args.starts, pulls: args.pulls };
     let mut rows = Vec::new();
-    let measured = match args.name {
-        Name::Start => start::run(&ground, counts, &mut rows).await,
-        Name::Memory => memory::run(&ground, args.pods.max(1), &mut rows).await,
-    };
-    // The cluster is put in order and what was measured is shown whatever came of it; the bench's own error is the one to
+    // The machine is put in order and what was measured is shown whatever came of it; the bench's own error is the one to
     // tell.
-    let left = ground.leave().await;
+    let (measured, left) = match args.name {
+        Name::Start | Name::Memory => {
+            let ground = Ground::take().await?;
+            let counts = start::Counts { starts: args.starts, pulls: args.pulls };
+            let measured = match args.name {
+                Name::Memory => unless_interrupted(memory::run(&ground, args.pods.max(1), &mut rows)).await,
+                Name::Start | Name::Pull => unless_interrupted(start::run(&ground, counts, &mut rows)).await,
+            };
+            (measured, ground.leave().await)
+        }
+        Name::Pull => {
+            let ground = pull::Ground::take().await?;
+            let measured = unless_interrupted(pull::run(&ground, args.pulls, &args.only, &mut rows)).await;
+            (measured, ground.leave().await)
+        }
+    };
     say(&if args.json { row::json(&rows) } else { row::table(&rows) });
+    if args.name == Name::Pull {
+        pull::verdicts(&rows).iter().for_each(|line| note(line));
+    }
     measured?;
     left
+}
+
+/// Removes what a bench that was killed has left, but for a node's store, which is where its agent is started and ended.
+///
+/// # Errors
+/// When a process does not end or a file cannot be removed.
+pub(crate) fn clear(layout: &Layout) -> Result<()> {
+    pull::clear(layout)
+}
+
+/// A bench that is asked to end puts things in order first.
+async fn unless_interrupted(bench: impl Future<Output = Result<()>>) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        // Dropped in the middle of anything: whatever it started is found by its name and ended.
+        measured = bench => measured,
+        // Neither holds anything.
+        pressed = tokio::signal::ctrl_c() => { pressed?; bail!("interrupted") }
+        _ = terminate.recv() => bail!("asked to end"),
+    }
 }
 
 /// Times that were taken beside other work say little.

@@ -6,7 +6,7 @@
 mod host;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -21,7 +21,7 @@ use crate::control_plane::{self, kube_proxy};
 use crate::larder::{Agent, Provider};
 use crate::up::layout::{IP_FORWARD, Layout, Settings};
 use crate::up::{guard, sample};
-use crate::{manifests, process, registry, workspace};
+use crate::{bench, kept_store, manifests, process, registry, workspace};
 
 /// How long an agent or the provider gets to end by itself.
 const GRACE: Duration = Duration::from_secs(20);
@@ -56,12 +56,39 @@ pub struct Args {
     purge: bool,
 }
 
+/// Ends an agent that runs, with its containers, and removes everything that it left on this machine, but not its store.
+///
+/// # Errors
+/// When a process does not end or a mount cannot be removed.
+pub(crate) fn end_agent(agent: &Agent) -> anyhow::Result<()> {
+    if let Some(process) = process::find(&agent.dir, &agent.name()) {
+        process.stop(GRACE)?;
+    }
+    clear_agent(agent)
+}
+
 /// Removes everything that an agent which has ended left on this machine, but not its store.
 ///
 /// # Errors
 /// When a process does not end or a mount cannot be removed.
 pub fn clear_agent(agent: &Agent) -> anyhow::Result<()> {
     host::clear(agent).with_context(|| format!("clear what {} left", agent.node))
+}
+
+/// Kills what runs in a cgroup or below it, and removes it, in every hierarchy.
+///
+/// # Errors
+/// When a process does not end.
+pub(crate) fn clear_cgroup(name: &str) -> anyhow::Result<()> {
+    host::clear_cgroup(name)
+}
+
+/// Takes away what is mounted on these folders and below them.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(crate) fn unmount_below(dirs: &[&PathBuf]) -> anyhow::Result<()> {
+    host::unmount_below(dirs, None)
 }
 
 /// Pids of the monitors of an agent's containers, by its run folder.
@@ -77,6 +104,9 @@ pub fn monitors(run_dir: &Path) -> std::collections::BTreeSet<i32> {
 pub async fn run(args: Args) -> anyhow::Result<()> {
     ensure!(geteuid().is_root(), "what hack/up started runs as root: run this as root");
     let layout = Layout::new(&workspace::state());
+    // A bench that was killed may have left engines of its own, with or without a cluster.
+    let benches = layout.clone();
+    blocking_step("end what benches have left", move || bench::clear(&benches)).await?;
     let settings = Settings::read(&layout)?;
     if let Some(settings) = &settings {
         // A cluster that is gone for good must not keep this machine from being cleared.
@@ -118,6 +148,7 @@ fn end(layout: &Layout, settings: &Settings) -> anyhow::Result<()> {
     }
     for agent in &agents {
         clear_agent(agent)?;
+        kept_store::put_back(&agent.root)?;
     }
     kube_proxy::stop(layout.state())?;
     control_plane::stop_all(layout.state())?;

@@ -186,6 +186,18 @@ pub async fn push(out: &Path, url: &str, set: Set, progress: &mut (dyn FnMut(&st
     Ok(pushed)
 }
 
+/// Bytes of an image's layers as plain tars, each layer inflated and counted.
+///
+/// # Errors
+/// When there is no such image of one platform below `out`.
+pub fn plain_bytes(out: &Path, name: &str) -> Result<u64> {
+    let layout = Layout::open(&out.join("layout"))?;
+    let images = layout.images()?;
+    let (_, image) = images.iter().find(|(there, _)| there == name).with_context(|| format!("there is no {name}"))?;
+    // The first is the configuration.
+    layout.children(image)?.iter().skip(1).map(|blob| layer::plain_bytes(&layout.blob(blob), blob.media_type())).sum()
+}
+
 /// Named images, as a layout's index holds them.
 type Named = Vec<(String, Descriptor)>;
 

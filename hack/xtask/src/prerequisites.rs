@@ -31,12 +31,22 @@ pub const ALL: [Need; 7] = [
 ];
 
 /// What the tests need besides.
-pub const FOR_TESTS: [Need; 5] = [
-    Need { what: "runc", package: "runc", purpose: "running the runtimes' conformance suite a second time" },
+pub const FOR_TESTS: [Need; 4] = [
     Need { what: "/usr/bin/busybox", package: "busybox-static", purpose: "the root file system of test containers" },
     Need { what: "umoci", package: "umoci", purpose: "unpacking layers for comparison" },
     Need { what: "tar", package: "tar", purpose: "making and unpacking layers for comparison" },
     Need { what: "find", package: "findutils", purpose: "making layers to test with" },
+];
+
+/// What measuring beside other engines needs besides, and the tests too.
+pub const FOR_PEERS: [Need; 3] = [
+    Need {
+        what: "runc",
+        package: "runc",
+        purpose: "a second OCI runtime, that of the engine Larder is measured beside",
+    },
+    Need { what: "mkfs.ext4", package: "e2fsprogs", purpose: "a fresh file system for each run" },
+    Need { what: "losetup", package: "mount", purpose: "mounting it" },
 ];
 
 /// Folders besides PATH's where Debian keeps programs of the administrator.
@@ -58,7 +68,15 @@ pub fn ensure_all() -> anyhow::Result<()> {
 /// # Errors
 /// When something is missing and cannot be installed here; the message is the list.
 pub fn ensure_for_tests() -> anyhow::Result<()> {
-    ensure_each(&[&ALL[..], &FOR_TESTS].concat())
+    ensure_each(&[&ALL[..], &FOR_TESTS, &FOR_PEERS].concat())
+}
+
+/// Sees to it that all is there, and what measuring beside other engines needs besides.
+///
+/// # Errors
+/// When something is missing and cannot be installed here; the message is the list.
+pub fn ensure_for_peers() -> anyhow::Result<()> {
+    ensure_each(&[&ALL[..], &FOR_PEERS].concat())
 }
 
 fn ensure_each(needs: &[Need]) -> anyhow::Result<()> {

@@ -2,39 +2,34 @@
 //! the large image. Everything is left as it was found: a cluster that was up stays up with its own store, one that was
 //! brought up for the bench goes down again.
 
-use crate::bench::pods;
+use crate::bench::{large_image, pods};
 use crate::console::{blocking_step, step};
-use crate::images::{self, Set};
 use crate::larder::{Agent, Provider};
 use crate::process::{self, Process};
 use crate::up::layout::{Layout, Settings};
-use crate::{down, manifests, workspace};
+use crate::{down, kept_store, manifests, workspace};
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::{Pod, ServiceAccount};
 use kube::Client;
 use kube::api::{Api, ListParams};
 use kube::runtime::wait::await_condition;
 use std::fs;
-use std::path::PathBuf;
 use std::time::Duration;
 use tokio::process::Command;
 
 /// The namespace of the bench's pods.
 pub(super) const NAMESPACE: &str = "larder-bench";
-/// How long an agent gets to end by itself.
-const GRACE: Duration = Duration::from_secs(20);
 /// How long the cluster gets to act on an object.
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// The ground that a bench stands on.
 pub(super) struct Ground {
     layout: Layout,
+    settings: Settings,
     /// For the administrator.
     pub(super) client: Client,
-    /// The agent that is measured.
+    /// The agent that is measured. Its own store waits beside its place for the end.
     agent: Agent,
-    /// Where its own store waits for the end.
-    kept: PathBuf,
     brought_up: bool,
 }
 
@@ -46,32 +41,30 @@ impl Ground {
         if brought_up {
             this_program(&["up", "--empty"]).await?;
         }
-        serve_images(&layout).await?;
+        large_image::make(&layout).await?;
+        large_image::push(&layout, layout.registry_address()).await?;
         let client = manifests::client(&layout.kubeconfig()).await?;
-        let mut agent = layout.agent(0);
+        let settings = Settings::read(&layout)?.context("the cluster has gone down")?;
+        let mut agent = settings.agent(&layout, 0);
         if !brought_up {
+            end_killed(&client, &agent).await?;
             ensure_unused(&client, &agent.node).await?;
         }
         agent.extra.extend(["--log-format".to_owned(), "json".to_owned()]);
         agent.env.push(("RUST_LOG".to_owned(), "info,larder::start=debug".to_owned()));
-        let kept = agent.root.with_extension("kept");
-        let ground = Self { layout, client, agent, kept, brought_up };
+        let ground = Self { layout, settings, client, agent, brought_up };
         ground.take_node().await?;
         Ok(ground)
     }
 
     async fn take_node(&self) -> Result<()> {
-        ensure!(!self.kept.exists(), "{} is left from a bench that was killed: move it back", self.kept.display());
         let namespace = format!("apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {NAMESPACE}\n");
         manifests::apply(&self.client, &namespace, NAMESPACE).await?;
         let accounts: Api<ServiceAccount> = Api::namespaced(self.client.clone(), NAMESPACE);
         let made = await_condition(accounts, "default", |account: Option<&ServiceAccount>| account.is_some());
         tokio::time::timeout(DEADLINE, made).await.context("the default service account is not made")??;
         self.stop_agent().await?;
-        if self.agent.root.exists() {
-            fs::rename(&self.agent.root, &self.kept).context("set the node's own store aside")?;
-        }
-        Ok(())
+        kept_store::set_aside(&self.agent.root)
     }
 
     /// The node that is measured.
@@ -88,15 +81,8 @@ impl Ground {
     }
 
     async fn stop_agent(&self) -> Result<()> {
-        let (agent, run) = (self.agent.clone(), self.layout.run());
-        tokio::task::spawn_blocking(move || {
-            if let Some(process) = process::find(&run, &agent.name()) {
-                process.stop(GRACE)?;
-            }
-            down::clear_agent(&agent)
-        })
-        .await
-        .context("stopping the agent panicked")?
+        let agent = self.agent.clone();
+        tokio::task::spawn_blocking(move || down::end_agent(&agent)).await.context("stopping the agent panicked")?
     }
 
     /// The agent's process.
@@ -134,17 +120,14 @@ impl Ground {
     pub(super) async fn leave(self) -> Result<()> {
         step("leave the cluster as it was found", async {
             let namespace = format!("apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {NAMESPACE}\n");
-            pods::remove_all(&self).await?;
+            pods::remove_all(&self.client).await?;
             manifests::delete(&self.client, &namespace, NAMESPACE).await?;
             self.stop_agent().await?;
-            remove(&self.agent.root)?;
-            if self.kept.exists() {
-                fs::rename(&self.kept, &self.agent.root).context("put the node's own store back")?;
-            }
+            kept_store::put_back(&self.agent.root)?;
             if self.brought_up {
                 return Ok(());
             }
-            self.layout.agent(0).start()?;
+            self.settings.agent(&self.layout, 0).start()?;
             Ok(())
         })
         .await?;
@@ -163,14 +146,18 @@ async fn this_program(args: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// The large image in the registry.
-async fn serve_images(layout: &Layout) -> Result<()> {
-    let out = layout.images();
-    blocking_step("make the large image (minutes, once)", move || images::build(&out, Set::WithLarge, &mut |_| ()))
-        .await?;
-    let url = format!("http://{}", layout.registry_address());
-    step("push it to the registry", images::push(&layout.images(), &url, Set::WithLarge, &mut |_| ())).await?;
-    Ok(())
+/// Puts right what a bench that was killed left: the node's agent on another store, pods that nobody looks at.
+async fn end_killed(client: &Client, agent: &Agent) -> Result<()> {
+    if kept_store::is_aside(&agent.root) {
+        let agent = agent.clone();
+        let restore = move || {
+            down::end_agent(&agent)?;
+            kept_store::put_back(&agent.root)?;
+            agent.start().map(drop).context("start the node's agent")
+        };
+        blocking_step("put right what a bench that was killed has left", restore).await?;
+    }
+    pods::remove_all(client).await
 }
 
 /// Others' pods would be measured with ours, and stopping the agent would stop them.

@@ -79,7 +79,7 @@ async fn sample(ground: &Ground) -> Result<Vec<Sample>> {
 }
 
 /// A value of one of the kernel's tables of `Name: value kB`.
-fn kilobytes(path: &str, name: &str) -> Result<f64> {
+pub(in crate::bench) fn kilobytes(path: &str, name: &str) -> Result<f64> {
     let text = fs::read_to_string(path).with_context(|| format!("read {path}"))?;
     value(&text, name).with_context(|| format!("{path} has no {name}"))
 }

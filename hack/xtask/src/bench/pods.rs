@@ -23,6 +23,9 @@ const DEADLINE: Duration = Duration::from_secs(180);
 /// The label of the bench's pods.
 const LABEL: &str = "larder-bench";
 
+/// What a measured container runs: it waits, and ends at once when it is asked to.
+pub(super) const COMMAND: [&str; 3] = ["sh", "-c", "trap 'exit 0' TERM; sleep 86400 & wait"];
+
 /// Who says on which node a pod runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Placed {
@@ -136,7 +139,7 @@ fn pod(name: &str, kind: &Kind, node: &str) -> Result<Pod> {
             "name": "main",
             "image": kind.image,
             "imagePullPolicy": "IfNotPresent",
-            "command": ["sh", "-c", "trap 'exit 0' TERM; sleep 86400 & wait"],
+            "command": COMMAND,
         }],
     });
     match kind.placed {
@@ -168,8 +171,8 @@ pub(super) async fn first(ground: &Ground) -> Result<()> {
 }
 
 /// Deletes whatever pods and caches of the bench are left, and waits until the pods are gone.
-pub(super) async fn remove_all(ground: &Ground) -> Result<()> {
-    let pods: Api<Pod> = Api::namespaced(ground.client.clone(), NAMESPACE);
+pub(super) async fn remove_all(client: &Client) -> Result<()> {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
     let left = ListParams::default().labels(LABEL);
     let names: BTreeSet<String> = pods.list(&left).await?.items.iter().map(ResourceExt::name_any).collect();
     for name in &names {
@@ -180,7 +183,7 @@ pub(super) async fn remove_all(ground: &Ground) -> Result<()> {
         let gone = await_condition(pods.clone(), name, |pod: Option<&Pod>| pod.is_none());
         tokio::time::timeout(DEADLINE, gone).await.with_context(|| format!("pod {name} is not gone"))??;
     }
-    let caches = image_caches(&ground.client).await?;
+    let caches = image_caches(client).await?;
     for cache in caches.list(&left).await? {
         drop(caches.delete(&cache.name_any(), &DeleteParams::default()).await);
     }

@@ -54,6 +54,13 @@ impl Row {
     }
 }
 
+impl Row {
+    /// The same, of another side.
+    pub fn by(self, side: &str) -> Self {
+        Self { side: side.to_owned(), ..self }
+    }
+}
+
 /// The sample that this many percent are no greater than: the nearest rank, never a value between two samples.
 fn rank(sorted: &[f64], percent: usize) -> f64 {
     let at = (sorted.len() * percent).div_ceil(100).max(1) - 1;
@@ -85,7 +92,9 @@ pub(super) fn table(rows: &[Row]) -> String {
     table.set_header(["case", "side", "unit", "n", "p50", "p90", "p99", "min", "max"]);
     for row in rows {
         let mut cells = vec![row.case.clone(), row.side.clone(), row.unit.clone(), row.n.to_string()];
-        cells.extend([row.p50, row.p90, row.p99, row.min, row.max].map(|value| format!("{value:.1}")));
+        // A ratio says nothing with one digit.
+        let digits = if row.unit == "x" || row.unit == "s" { 2 } else { 1 };
+        cells.extend([row.p50, row.p90, row.p99, row.min, row.max].map(|value| format!("{value:.digits$}")));
         table.add_row(cells);
     }
     for column in 3..9 {

@@ -4,6 +4,7 @@
 //! while is slow the first time. Between starts there is a pause, so each is one start and not a part of a burst. The
 //! registry is on this machine and its files are in the page cache.
 
+use super::calibration;
 use super::ground::Ground;
 use super::pods::{From, Kind, Placed, Starter, make_cache};
 use super::row::Row;
@@ -12,13 +13,11 @@ use crate::console::step;
 use crate::images::{LARGE_GZIP, LARGE_GZIP4, LARGE_NEXT, LARGE_ZSTD, LARGE_ZSTD4};
 use anyhow::Result;
 use std::time::Duration;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 const BENCH: &str = "start";
 /// The pause before each start.
 const PAUSE: Duration = Duration::from_millis(200);
-/// Memory that the calibration touches, in pages of 4 KiB: 64 MiB.
-const PAGES: usize = 16 * 1024;
 
 /// How often.
 #[derive(Debug, Clone, Copy)]
@@ -31,7 +30,7 @@ pub(super) struct Counts {
 
 /// Measures all cases into `rows`, those before a failure too.
 pub(super) async fn run(ground: &Ground, counts: Counts, rows: &mut Vec<Row>) -> Result<()> {
-    rows.extend(calibration());
+    rows.extend(calibration::row(BENCH));
     for (case, image) in [
         ("cold pull, gzip, 1 layer", LARGE_GZIP),
         ("cold pull, zstd, 1 layer", LARGE_ZSTD),
@@ -49,7 +48,7 @@ pub(super) async fn run(ground: &Ground, counts: Counts, rows: &mut Vec<Row>) ->
     rows.extend(repeat(ground, "cache hit", &kind, counts.starts).await?);
     kind.placed = Placed::ByScheduler;
     rows.extend(repeat(ground, "cache hit, by the scheduler", &kind, counts.starts).await?);
-    rows.extend(calibration());
+    rows.extend(calibration::row(BENCH));
     Ok(())
 }
 
@@ -100,22 +99,6 @@ async fn repeat(ground: &Ground, case: &str, kind: &Kind, starts: usize) -> Resu
         Ok(rows)
     })
     .await
-}
-
-/// What it costs to touch a page for the first time, now: a machine that has given idle memory back to its host is several
-/// times slower at everything that allocates, and its results mean nothing beside others.
-fn calibration() -> Option<Row> {
-    let mut samples = Vec::new();
-    for _ in 0..5 {
-        let begin = Instant::now();
-        let mut memory = vec![0u8; PAGES * 4096];
-        for page in memory.chunks_mut(4096) {
-            page[0] = 1;
-        }
-        std::hint::black_box(&memory);
-        samples.push(begin.elapsed().as_secs_f64() * 1e6 / PAGES as f64);
-    }
-    Row::of(BENCH, "calibration: first touch of a page", "us", &samples)
 }
 
 fn milliseconds(time: Duration) -> f64 {

@@ -21,17 +21,12 @@ const DEADLINE: Duration = Duration::from_secs(20);
 /// Removes everything.
 pub(super) fn clear(agent: &Agent) -> anyhow::Result<()> {
     let pods = names_in(&agent.run_dir.join("pods"));
-    let cgroups = cgroups(&agent.cgroup_parent)?;
     // Monitors first: one that sees its container die would report it to nobody.
     kill_all(&monitors(&agent.run_dir))?;
-    kill_all(&processes_in(&cgroups))?;
+    let cgroups = kill_cgroup(&agent.cgroup_parent)?;
     // A disk that somebody mounted for the store itself is theirs.
-    for point in mounts_below(&[&agent.run_dir, &agent.root])?.iter().rev().filter(|point| **point != agent.root) {
-        unmount(point, UnmountFlags::DETACH).with_context(|| format!("unmount {}", point.display()))?;
-    }
-    for cgroup in &cgroups {
-        remove_cgroup(cgroup).with_context(|| format!("remove cgroup {}", cgroup.display()))?;
-    }
+    unmount_below(&[&agent.run_dir, &agent.root], Some(&agent.root))?;
+    remove_cgroups(&cgroups)?;
     // Both fail when the thing is not there, which is what we want.
     drop(Command::new("ip").args(["link", "delete", &agent.bridge]).output());
     drop(Command::new("nft").args(["delete", "table", "ip", &format!("larder-{}", agent.bridge)]).output());
@@ -47,6 +42,33 @@ pub(super) fn clear(agent: &Agent) -> anyhow::Result<()> {
     // Only when it is empty: other agents have folders beside ours.
     if let Some(parent) = agent.run_dir.parent() {
         drop(fs::remove_dir(parent));
+    }
+    Ok(())
+}
+
+/// Kills what runs in a cgroup or below it, in every hierarchy. Returns its folders.
+fn kill_cgroup(name: &str) -> anyhow::Result<Vec<PathBuf>> {
+    let cgroups = cgroups(name)?;
+    kill_all(&processes_in(&cgroups))?;
+    Ok(cgroups)
+}
+
+fn remove_cgroups(cgroups: &[PathBuf]) -> anyhow::Result<()> {
+    for cgroup in cgroups {
+        remove_cgroup(cgroup).with_context(|| format!("remove cgroup {}", cgroup.display()))?;
+    }
+    Ok(())
+}
+
+/// Kills what runs in a cgroup or below it, and removes it.
+pub(super) fn clear_cgroup(name: &str) -> anyhow::Result<()> {
+    remove_cgroups(&kill_cgroup(name)?)
+}
+
+/// Takes away what is mounted on these folders and below them, the last first, but for what is mounted on `kept` itself.
+pub(super) fn unmount_below(dirs: &[&PathBuf], kept: Option<&PathBuf>) -> anyhow::Result<()> {
+    for point in mounts_below(dirs)?.iter().rev().filter(|point| Some(*point) != kept) {
+        unmount(point, UnmountFlags::DETACH).with_context(|| format!("unmount {}", point.display()))?;
     }
     Ok(())
 }

@@ -52,6 +52,17 @@ pub(super) fn write(
     fanout.sinks.into_iter().map(|sink| sink.finish(blobs, &diff_id)).collect()
 }
 
+/// Bytes of a layer as a plain tar.
+pub(super) fn plain_bytes(blob: &Path, media_type: &MediaType) -> Result<u64> {
+    let file = File::open(blob).with_context(|| format!("open {}", blob.display()))?;
+    let count = if media_type.to_string().ends_with("zstd") {
+        io::copy(&mut zstd::Decoder::new(file)?, &mut io::sink())
+    } else {
+        io::copy(&mut flate2::read::GzDecoder::new(io::BufReader::new(file)), &mut io::sink())
+    };
+    count.with_context(|| format!("inflate {}", blob.display()))
+}
+
 /// Hashes the plain bytes and hands them to every sink.
 #[derive(Debug)]
 pub(super) struct Fanout {
@@ -206,6 +217,8 @@ mod tests {
             assert_eq!(layer.descriptor, again.descriptor);
             let size = open(layer).metadata().unwrap().len();
             assert_eq!(layer.descriptor.size(), size);
+            let blob = folder.path().join(layer.descriptor.digest().digest());
+            assert_eq!(plain_bytes(&blob, layer.descriptor.media_type()).unwrap(), gzip.len() as u64);
         }
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
     }

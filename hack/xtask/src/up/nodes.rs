@@ -12,11 +12,11 @@ use tokio::time::{Instant, sleep};
 
 use super::cluster::{Cluster, KUBELET_PORT, WEBHOOK_PORT};
 use super::layout::{Layout, Settings};
-use crate::console::{note, step};
+use crate::console::{blocking_step, note, step};
 use crate::control_plane::kube_proxy;
 use crate::larder::{Agent, Provider};
-use crate::manifests;
 use crate::process::Process;
+use crate::{down, kept_store, manifests};
 
 /// How long the webhook may take to be called after the nodes are Ready.
 const WEBHOOK: Duration = Duration::from_secs(10);
@@ -26,6 +26,7 @@ const READY: Duration = Duration::from_secs(60);
 /// Starts the agents, the provider and kube-proxy, and waits until every virtual node is Ready.
 pub(super) async fn start(layout: &Layout, settings: &Settings, cluster: &Cluster) -> anyhow::Result<()> {
     let agents: Vec<Agent> = (0..settings.nodes).map(|index| settings.agent(layout, index)).collect();
+    put_stores_back(&agents).await?;
     let started = step("start the agents and the provider", async {
         let mut started = agents.iter().map(Agent::start).collect::<Result<Vec<_>, _>>()?;
         started.push(provider(layout, settings, cluster, &agents).start()?);
@@ -45,6 +46,18 @@ pub(super) async fn start(layout: &Layout, settings: &Settings, cluster: &Cluste
     let client = manifests::client_that_asks_once(&layout.kubeconfig()).await?;
     for agent in &agents {
         check_reached(settings, &client, &agent.node).await;
+    }
+    Ok(())
+}
+
+/// A bench that was killed left its agent on a store of its own, and the node's beside it.
+async fn put_stores_back(agents: &[Agent]) -> anyhow::Result<()> {
+    for agent in agents.iter().filter(|agent| kept_store::is_aside(&agent.root)).cloned() {
+        blocking_step(&format!("put the store of {} back that a bench left aside", agent.node), move || {
+            down::end_agent(&agent)?;
+            kept_store::put_back(&agent.root)
+        })
+        .await?;
     }
     Ok(())
 }
