@@ -13,7 +13,8 @@ use crate::{
     store::Store,
 };
 
-const PLATFORM: pull_plan::Platform = pull_plan::Platform { os: "linux", architecture: "amd64", variants: &["", "v1"] };
+pub(super) const PLATFORM: pull_plan::Platform =
+    pull_plan::Platform { os: "linux", architecture: "amd64", variants: &["", "v1"] };
 
 /// A service, its store and its folder.
 pub(super) struct Bench {
@@ -47,7 +48,7 @@ impl Bench {
 
     /// How many layers are pinned.
     pub(super) fn pinned(&self) -> usize {
-        self.store.pins().while_unchanged(std::collections::HashSet::len)
+        self.store.pins().pinned().len()
     }
 
     /// Waits until something holds.
