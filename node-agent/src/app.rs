@@ -48,7 +48,7 @@ use crate::{
     sandbox::{BridgeSandboxes, SandboxConfig, SandboxError, ipam::ParseCidrError},
     snapshot::{self, Driver, DriverChoice, Limits, SnapshotError, Snapshotter},
     stats::Stats,
-    store::{Store, StoreError, eviction::Rules},
+    store::{Store, StoreError},
 };
 
 /// How long the calls under way, and then the pods' tasks, have to end.
@@ -158,11 +158,7 @@ struct Agent {
 }
 
 async fn build(config: &Config, tasks: &mut Tasks) -> Result<Agent, AppError> {
-    let meters = Meters::default();
     let store = Arc::new(Store::open(&config.root)?);
-    meters.index_rebuilds.inc_by(store.recovered().index_rebuilds);
-    // Until the pods of an earlier life are found again it is not known what they run on.
-    let adopting = store.pins().hold();
     let snapshotter = open_snapshotter(config, &store)?;
     let driver = snapshotter.driver();
     let images = open_images(config, store, Arc::clone(&snapshotter)).await?;
@@ -172,6 +168,7 @@ async fn build(config: &Config, tasks: &mut Tasks) -> Result<Agent, AppError> {
     let host = Arc::new(node::facts(&config.root)?);
     let resources = node_resources(&host);
     let settings = settings(config, resources);
+    let meters = Meters::default();
     let parts = Parts {
         images: Arc::clone(&images) as Arc<dyn Images>,
         sandboxes,
@@ -190,9 +187,7 @@ async fn build(config: &Config, tasks: &mut Tasks) -> Result<Agent, AppError> {
     let stop_pods = CancellationToken::new();
     let (mut supervisor, pods) = Supervisor::new(parts, settings, stop_pods.clone());
     supervisor.adopt().await?;
-    drop(adopting);
     images.unmount_strangers().await;
-    images.collect_garbage(gc_rules(config), meters.clone());
     tasks.spawn("pods", async move {
         supervisor.run().await;
         Ok(())
@@ -215,15 +210,6 @@ async fn build(config: &Config, tasks: &mut Tasks) -> Result<Agent, AppError> {
     let listening = grpc::listen(&config.listen, config.tls()?.as_ref()).await?;
     tasks.spawn("calls", async move { Ok(grpc::serve(listening, services).await?) });
     Ok(Agent { runtime, images, driver, stop_calls, stop_pods, stop_sandboxes })
-}
-
-fn gc_rules(config: &Config) -> Rules {
-    Rules {
-        high_percent: config.image_gc_high,
-        low_percent: config.image_gc_low,
-        min_age_seconds: config.image_gc_min_age.as_secs(),
-        max_age_seconds: Some(config.image_gc_max_age.as_secs()).filter(|seconds| *seconds > 0),
-    }
 }
 
 fn settings(config: &Config, node: NodeResources) -> Settings {

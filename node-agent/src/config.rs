@@ -4,7 +4,6 @@ use std::{
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     str::FromStr,
-    time::Duration,
 };
 
 use clap::{Parser, ValueEnum};
@@ -70,19 +69,6 @@ pub struct Config {
     /// How many layers are transferred at the same time at most.
     #[arg(long, env = "LARDER_MAX_PARALLEL_LAYERS", default_value_t = 4, value_name = "N")]
     pub max_parallel_layers: usize,
-    /// From this use of the store's file system on, in percent, layers that nobody uses are removed, the longest unused
-    /// first (`imageGCHighThresholdPercent` of the kubelet); 100 for never.
-    #[arg(long, env = "LARDER_IMAGE_GC_HIGH", default_value_t = 85, value_name = "PERCENT", value_parser = percent())]
-    pub image_gc_high: u8,
-    /// Down to this use they are (`imageGCLowThresholdPercent`).
-    #[arg(long, env = "LARDER_IMAGE_GC_LOW", default_value_t = 80, value_name = "PERCENT", value_parser = percent())]
-    pub image_gc_low: u8,
-    /// A layer stays so long after its last use, however full the disk is (`imageMinimumGCAge`).
-    #[arg(long, env = "LARDER_IMAGE_GC_MIN_AGE", default_value = "2m", value_name = "TIME", value_parser = humantime::parse_duration)]
-    pub image_gc_min_age: Duration,
-    /// A layer goes so long after its last use, however empty the disk is (`imageMaximumGCAge`); 0s for never.
-    #[arg(long, env = "LARDER_IMAGE_GC_MAX_AGE", default_value = "0s", value_name = "TIME", value_parser = humantime::parse_duration)]
-    pub image_gc_max_age: Duration,
     /// How many pods this node takes.
     #[arg(long, env = "LARDER_MAX_PODS", default_value_t = 250, value_name = "N")]
     pub max_pods: u32,
@@ -152,17 +138,6 @@ pub enum ConfigError {
     /// A number that must not be 0.
     #[error("{0} must be 1 or more")]
     Zero(&'static str),
-    /// Water marks the wrong way round.
-    #[error("--image-gc-low ({low}) must be less than --image-gc-high ({high})")]
-    WaterMarks {
-        /// The low one.
-        low: u8,
-        /// The high one.
-        high: u8,
-    },
-    /// Ages the wrong way round.
-    #[error("--image-gc-max-age must be more than --image-gc-min-age, or 0s for never")]
-    Ages,
     /// Not a name for a network link.
     #[error("{0:?} is no name for a link: 1 to 15 characters, none of them / or white space")]
     LinkName(String),
@@ -197,13 +172,6 @@ impl Config {
             if number == 0 {
                 return Err(ConfigError::Zero(flag));
             }
-        }
-        let (low, high) = (self.image_gc_low, self.image_gc_high);
-        if low >= high {
-            return Err(ConfigError::WaterMarks { low, high });
-        }
-        if !self.image_gc_max_age.is_zero() && self.image_gc_max_age <= self.image_gc_min_age {
-            return Err(ConfigError::Ages);
         }
         self.tls().map(|_| ())
     }
@@ -248,10 +216,6 @@ impl FromStr for Listen {
     }
 }
 
-fn percent() -> clap::builder::RangedI64ValueParser<u8> {
-    clap::value_parser!(u8).range(0..=100)
-}
-
 fn parse_link_name(text: &str) -> Result<String, ConfigError> {
     // IFNAMSIZ less the end, and what the kernel's dev_valid_name refuses.
     let valid = (1..=15).contains(&text.len())
@@ -287,10 +251,6 @@ mod tests {
             (&["--tls-cert", "/c"], "--tls-cert is used with"),
             (&["--root", "var"], "--root must be an absolute path"),
             (&["--max-parallel-layers", "0"], "--max-parallel-layers must be 1 or more"),
-            (&["--image-gc-high", "80"], "--image-gc-low (80) must be less than --image-gc-high (80)"),
-            (&["--image-gc-high", "101"], "101 is not in 0..=100"),
-            (&["--image-gc-max-age", "1m"], "--image-gc-max-age must be more than"),
-            (&["--image-gc-min-age", "soon"], "--image-gc-min-age"),
             (&["--bridge", "a-name-that-is-too-long"], "no name for a link"),
             (&["--snapshotter", "zfs"], "possible values: auto, erofs, directory"),
         ] {

@@ -4,13 +4,9 @@
 //! the pod's own credentials, and only the layers that the store does not hold are transferred.
 
 mod cache;
-mod collector;
-#[cfg(test)]
-mod crash_tests;
 mod documents;
 mod fetch;
 mod inflate;
-pub mod inventory;
 mod mounts;
 mod pull;
 pub mod pull_plan;
@@ -21,7 +17,6 @@ mod single_flight;
 mod test_snapshotter;
 #[cfg(test)]
 mod tests;
-pub mod verify;
 
 use std::{sync::Arc, time::Duration};
 

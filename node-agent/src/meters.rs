@@ -64,10 +64,6 @@ pub struct Meters {
     registry: Arc<Registry>,
     start_seconds: Family<StepLabels, Histogram>,
     images: Family<SourceLabels, Counter>,
-    /// Store indexes that were lost or could not be used, and were made anew from the files.
-    pub index_rebuilds: Counter,
-    evicted_layers: Counter,
-    evicted_bytes: Counter,
     /// Containers that run again after they have ended.
     pub restarts: Counter,
     /// Pods that have a worker now.
@@ -85,19 +81,9 @@ impl Default for Meters {
         let mut registry = Registry::with_prefix("larder_agent");
         registry.register("pod_start_seconds", "Time of a pod's start, by step", start_seconds.clone());
         registry.register("images", "Images that containers asked for, by where they came from", images.clone());
-        let (index_rebuilds, evicted_layers, evicted_bytes) =
-            (Counter::default(), Counter::default(), Counter::default());
-        registry.register(
-            "store_index_rebuilds",
-            "Store indexes that were lost or could not be used, made anew from the files",
-            index_rebuilds.clone(),
-        );
-        registry.register("store_evicted_layers", "Unused layers that were removed", evicted_layers.clone());
-        registry.register("store_evicted_bytes", "Bytes that unused layers had on disk", evicted_bytes.clone());
         registry.register("container_restarts", "Containers started again after they had ended", restarts.clone());
         registry.register("pods", "Pods that have a worker now", pods.clone());
-        let registry = Arc::new(registry);
-        Self { registry, start_seconds, images, index_rebuilds, evicted_layers, evicted_bytes, restarts, pods }
+        Self { registry: Arc::new(registry), start_seconds, images, restarts, pods }
     }
 }
 
@@ -110,12 +96,6 @@ impl Meters {
     /// Counts an image.
     pub fn image(&self, source: ImageSource) {
         self.images.get_or_create(&SourceLabels { source }).inc();
-    }
-
-    /// Counts layers that were removed because nobody used them.
-    pub fn evicted(&self, layers: u64, bytes: u64) {
-        self.evicted_layers.inc_by(layers);
-        self.evicted_bytes.inc_by(bytes);
     }
 
     /// All figures as text.
@@ -137,16 +117,11 @@ mod tests {
         meters.clone().start_step(StartStep::Runtime, Duration::from_millis(3));
         meters.image(ImageSource::Cache);
         meters.pods.inc();
-        meters.index_rebuilds.inc();
-        meters.evicted(2, 300);
         let text = meters.text();
         for line in [
             r#"larder_agent_pod_start_seconds_bucket{le="0.004",step="Runtime"} 1"#,
             r#"larder_agent_images_total{source="Cache"} 1"#,
             "larder_agent_pods 1",
-            "larder_agent_store_index_rebuilds_total 1",
-            "larder_agent_store_evicted_layers_total 2",
-            "larder_agent_store_evicted_bytes_total 300",
         ] {
             assert!(text.lines().any(|there| there == line), "{line} is not in\n{text}");
         }

@@ -3,7 +3,6 @@
 //! A layer is written once, from its stream of plain tar bytes, and is from then on read-only. An image's layers are
 //! composed once and then mounted; all containers of the image share the mount. Neither knows registries or pods.
 
-mod check;
 #[cfg(test)]
 mod conformance;
 mod directory;
@@ -23,13 +22,12 @@ pub mod tree;
 use std::io;
 use std::path::{Path, PathBuf};
 
-pub use check::{Condition, Mend};
 pub use directory::DirectorySnapshotter;
 pub use erofs_driver::ErofsSnapshotter;
 
 pub use limits::Limits;
 pub use probe::{DriverChoice, open};
-pub use room::{Collected, collect, make_room, plan_prune, prune};
+pub use room::make_room;
 
 use crate::digest::Digest;
 use crate::store::{StoreError, durable};
@@ -121,18 +119,6 @@ pub trait Snapshotter: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// When it cannot be renamed.
     fn hide_layer(&self, diff_id: &Digest) -> Result<Option<PathBuf>, SnapshotError>;
-
-    /// Reads a whole layer again and compares it with what it was made from, telling `read` how many more bytes it has read.
-    ///
-    /// # Errors
-    /// When the disk does not give it back, or what was to be mended cannot be written.
-    fn check_layer(&self, diff_id: &Digest, mend: Mend, read: &mut dyn FnMut(u64)) -> Result<Condition, SnapshotError>;
-
-    /// Compares what [`Snapshotter::compose`] has made with the layers.
-    ///
-    /// # Errors
-    /// When a layer is missing or unreadable, or what was to be mended cannot be written.
-    fn check_image(&self, image: &ImageLayers, mend: Mend) -> Result<Condition, SnapshotError>;
 
     /// Removes a layer that nothing pins. A layer that is not there is not an error.
     ///

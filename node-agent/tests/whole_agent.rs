@@ -4,7 +4,6 @@
 #[cfg(test)]
 mod whole_agent {
     mod bench;
-    mod larderctl;
     mod pods;
     mod registry;
     mod survival;

@@ -126,12 +126,6 @@ impl Mounts {
         Ok(Pin(Arc::new(Use { mounts: Arc::downgrade(self), slot: Arc::clone(slot), pin: Some(pin) })))
     }
 
-    /// The images in use.
-    pub(super) fn manifests(&self) -> Vec<Digest> {
-        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        slots.iter().filter(|(_, slot)| !slot.is_unused()).map(|(manifest, _)| *manifest).collect()
-    }
-
     /// Mounts a pinned image whose layers are all here, or finds it mounted.
     pub(super) async fn mount(&self, pin: &Pin) -> Result<MountedImage, SnapshotError> {
         let slot = &pin.0.slot;
@@ -197,7 +191,7 @@ impl Mounts {
             let (store, snapshotter) = (Arc::clone(&self.store), Arc::clone(&self.snapshotter));
             let done = self.tasks.spawn_blocking(move || {
                 // Unused from this moment on: what eviction goes by.
-                store.touch(&layers.diff_ids, pull::unix_seconds());
+                store::note(store.index().touch(&layers.diff_ids, pull::unix_seconds()));
                 snapshotter.unmount(&layers.manifest)
             });
             match done.await {

@@ -24,10 +24,7 @@ use crate::{
     digest::Digest,
     registry::{Reference, Registries, RegistryAccess, RegistryError},
     snapshot::{SnapshotError, Snapshotter},
-    store::{
-        Store, StoreError,
-        sources::{self, Source},
-    },
+    store::{Store, StoreError},
 };
 
 /// How images are pulled.
@@ -42,14 +39,10 @@ pub struct ImageConfig {
 /// The images and image caches of this host. Its tasks end with [`ImageService::shutdown`].
 #[derive(Debug)]
 pub struct ImageService {
-    pub(super) engine: Arc<Engine>,
-    pub(super) store: Arc<Store>,
-    pub(super) snapshotter: Arc<dyn Snapshotter>,
+    engine: Arc<Engine>,
     caches: Keeper,
-    pub(super) tasks: TaskTracker,
-    pub(super) stop: CancellationToken,
-    /// Held while the store is verified: once at a time.
-    pub(super) verifying: tokio::sync::Mutex<()>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
 }
 
 /// What pods and caches pull with.
@@ -59,9 +52,6 @@ pub(super) struct Engine {
     pub(super) resolver: Resolver,
     pub(super) fetcher: Fetcher,
     pub(super) mounts: Arc<Mounts>,
-    /// Where images came from is noted here.
-    pub(super) store: Arc<Store>,
-    pub(super) tasks: TaskTracker,
 }
 
 /// Why an image could not be had, before it is put into words for a pod.
@@ -98,29 +88,12 @@ impl Engine {
     ) -> Result<Pulled, EngineError> {
         let repository = self.registries.open(reference, access)?;
         let image = self.resolver.at_registry(reference, &repository).await?;
-        self.note_source(reference, access, image.manifest).await;
         // Pinned before looking what is here, so that nothing of it is evicted in between.
         let pin = self.mounts.pin(&image.image_layers()).await?;
         let plan = self.fetcher.plan(&image.layers).await;
         let planned = Instant::now();
         let fetched = self.fetcher.fetch(reference, &repository, &plan, report).await.map_err(EngineError::Pull)?;
         Ok(Pulled { image, pin, planned, begun: fetched.begun })
-    }
-
-    /// Notes where an image comes from, for the day on which a layer of it has to be fetched again. The image is no worse
-    /// for it where that fails.
-    pub(super) async fn note_source(&self, reference: &Reference, access: &RegistryAccess, manifest: Digest) {
-        let registry = reference.registry().to_owned();
-        let source = Source {
-            reference: reference.to_string(),
-            plain_http: access.plain_http.contains(&registry),
-            insecure: access.insecure.contains(&registry),
-        };
-        let store = Arc::clone(&self.store);
-        let noted = self.tasks.spawn_blocking(move || sources::note(store.layout(), &manifest, &source));
-        if let Ok(Err(err)) = noted.await {
-            tracing::warn!(%manifest, error = %Chain(&err), "note where an image comes from");
-        }
     }
 
     /// Mounts an image whose layers are here.
@@ -162,13 +135,10 @@ impl ImageService {
             registries,
             resolver: Resolver::new(documents, config.platform, puller.clone(), tasks.clone()),
             fetcher: Fetcher::new(puller, config.max_parallel_layers, tasks.clone()),
-            mounts: Mounts::new(Arc::clone(&store), Arc::clone(&snapshotter), tasks.clone(), stop.clone()),
-            store: Arc::clone(&store),
-            tasks: tasks.clone(),
+            mounts: Mounts::new(Arc::clone(&store), snapshotter, tasks.clone(), stop.clone()),
         });
-        let caches = Keeper::open(Arc::clone(&engine), Arc::clone(&store), &tasks, stop.clone()).await?;
-        let verifying = tokio::sync::Mutex::default();
-        Ok(Arc::new(Self { engine, store, snapshotter, caches, tasks, stop, verifying }))
+        let caches = Keeper::open(Arc::clone(&engine), store, &tasks, stop.clone()).await?;
+        Ok(Arc::new(Self { engine, caches, tasks, stop }))
     }
 
     /// Starts to build a cache, or to rebuild it when its images differ. Returns when the build is on record; how it goes

@@ -13,8 +13,7 @@ use crate::{
     store::Store,
 };
 
-pub(super) const PLATFORM: pull_plan::Platform =
-    pull_plan::Platform { os: "linux", architecture: "amd64", variants: &["", "v1"] };
+const PLATFORM: pull_plan::Platform = pull_plan::Platform { os: "linux", architecture: "amd64", variants: &["", "v1"] };
 
 /// A service, its store and its folder.
 pub(super) struct Bench {
@@ -48,7 +47,7 @@ impl Bench {
 
     /// How many layers are pinned.
     pub(super) fn pinned(&self) -> usize {
-        self.store.pins().pinned().len()
+        self.store.pins().while_unchanged(std::collections::HashSet::len)
     }
 
     /// Waits until something holds.

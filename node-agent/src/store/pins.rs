@@ -1,7 +1,6 @@
 //! Which layers are in use: by running pods, pulls in progress and image caches. What is pinned is not removed.
 //!
-//! Pins live in memory: caches and pods set theirs again when the agent starts. Until they have, [`Pins::hold`] keeps
-//! everything: a pull of a cache that goes on must not make room with the layers of a pod that is not found again yet.
+//! Pins live in memory: caches and pods set theirs again when the agent starts, before anything is removed.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,24 +10,7 @@ use crate::digest::Digest;
 /// The layers in use. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct Pins {
-    counts: Arc<Mutex<Counts>>,
-}
-
-#[derive(Debug, Default)]
-struct Counts {
-    layers: HashMap<Digest, usize>,
-    /// How many [`Hold`]s there are.
-    holds: usize,
-}
-
-/// Keeps all layers while it lives.
-#[derive(Debug)]
-pub struct Hold(Pins);
-
-impl Drop for Hold {
-    fn drop(&mut self) {
-        self.0.counts().holds -= 1;
-    }
+    counts: Arc<Mutex<HashMap<Digest, usize>>>,
 }
 
 /// Keeps layers while it lives.
@@ -44,34 +26,19 @@ impl Pins {
     pub fn pin(&self, diff_ids: &[Digest]) -> Pin {
         let mut counts = self.counts();
         for diff_id in diff_ids {
-            *counts.layers.entry(*diff_id).or_default() += 1;
+            *counts.entry(*diff_id).or_default() += 1;
         }
         Pin { pins: self.clone(), diff_ids: diff_ids.to_vec() }
     }
 
-    /// Keeps all layers, for as long as it is not known which ones are in use.
-    pub fn hold(&self) -> Hold {
-        self.counts().holds += 1;
-        Hold(self.clone())
-    }
-
-    /// Runs `remove` with the set of all pinned layers; nobody can pin meanwhile. Nothing is done while there is a
-    /// [`Hold`].
-    pub fn while_unchanged<T>(&self, remove: impl FnOnce(&HashSet<Digest>) -> T) -> Option<T> {
+    /// Runs `remove` with the set of all pinned layers; nobody can pin meanwhile.
+    pub fn while_unchanged<T>(&self, remove: impl FnOnce(&HashSet<Digest>) -> T) -> T {
         let counts = self.counts();
-        if counts.holds > 0 {
-            return None;
-        }
-        let pinned = counts.layers.keys().copied().collect();
-        Some(remove(&pinned))
+        let pinned = counts.keys().copied().collect();
+        remove(&pinned)
     }
 
-    /// The layers in use at this moment.
-    pub fn pinned(&self) -> HashSet<Digest> {
-        self.counts().layers.keys().copied().collect()
-    }
-
-    fn counts(&self) -> MutexGuard<'_, Counts> {
+    fn counts(&self) -> MutexGuard<'_, HashMap<Digest, usize>> {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -80,10 +47,10 @@ impl Drop for Pin {
     fn drop(&mut self) {
         let mut counts = self.pins.counts();
         for diff_id in &self.diff_ids {
-            if let Some(count) = counts.layers.get_mut(diff_id) {
+            if let Some(count) = counts.get_mut(diff_id) {
                 *count -= 1;
                 if *count == 0 {
-                    counts.layers.remove(diff_id);
+                    counts.remove(diff_id);
                 }
             }
         }
@@ -98,21 +65,12 @@ mod tests {
     fn a_layer_is_pinned_as_long_as_one_pin_lives() {
         let (a, b) = (Digest::of(b"a"), Digest::of(b"b"));
         let pins = Pins::default();
+        let pinned = || pins.while_unchanged(Clone::clone);
         let first = pins.pin(&[a, b]);
         let second = pins.clone().pin(&[a, a]);
         drop(first);
-        assert_eq!(pins.pinned(), HashSet::from([a]));
+        assert_eq!(pinned(), HashSet::from([a]));
         drop(second);
-        assert_eq!(pins.pinned(), HashSet::new());
-    }
-
-    #[test]
-    fn nothing_is_removed_while_it_is_not_known_what_is_in_use() {
-        let pins = Pins::default();
-        let (first, second) = (pins.hold(), pins.clone().hold());
-        drop(first);
-        assert_eq!(pins.while_unchanged(|_| ()), None);
-        drop(second);
-        assert_eq!(pins.while_unchanged(|_| ()), Some(()));
+        assert_eq!(pinned(), HashSet::new());
     }
 }

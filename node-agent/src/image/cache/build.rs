@@ -112,7 +112,6 @@ impl Build {
         let resolved = async {
             let repository = self.engine.registries.open(&reference, &self.wish.access)?;
             let image = self.engine.resolver.at_registry(&reference, &repository).await?;
-            self.engine.note_source(&reference, &self.wish.access, image.manifest).await;
             let pin = self.engine.mounts.pin(&image.image_layers()).await?;
             let plan = self.engine.fetcher.plan(&image.layers).await;
             Ok::<_, EngineError>((repository, image, pin, plan))
