@@ -11,7 +11,6 @@ pub mod control_plane;
 pub mod controlplane_program;
 pub mod down;
 pub mod footprint;
-pub mod fuzz;
 mod go_program;
 pub mod images;
 mod kept_store;
