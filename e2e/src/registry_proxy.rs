@@ -4,15 +4,17 @@
 //! fits is passed on as it is. Every request is noted, so a test can say that there was none. Never changes what the real
 //! registry holds.
 
+mod answers;
 mod spoil;
 
+use self::answers::{refuse, text};
 use anyhow::{Context, Result, bail};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, Method, Request, Response, StatusCode, header};
+use http_body_util::BodyExt;
 use http_body_util::combinators::BoxBody;
-use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -56,6 +58,22 @@ pub enum Fault {
     Silence,
     /// This status and a registry's error body. 401 comes with a challenge.
     Status(StatusCode),
+    /// This status, and a body that does not end.
+    Endless(StatusCode),
+    /// This document in place of the one asked for.
+    Replace(Bytes),
+    /// So many bytes more are announced, and come.
+    Longer {
+        /// Bytes behind the last one.
+        by: u64,
+    },
+    /// 307 to the same path at another host.
+    Redirect {
+        /// `http://host:port`.
+        to: String,
+    },
+    /// 401 with a challenge, and a token server that gives out tokens which are never good enough.
+    TokenLoop,
     /// 429 with `Retry-After`.
     TooManyRequests {
         /// The seconds asked for.
@@ -149,6 +167,8 @@ pub struct RegistryProxy {
 
 #[derive(Debug)]
 struct State {
+    /// The proxy's own.
+    address: SocketAddr,
     upstream: SocketAddr,
     /// Connections to the real registry.
     upstream_connections: TaskTracker,
@@ -169,6 +189,7 @@ impl RegistryProxy {
         let address = listener.local_addr()?;
         let (sender, seen) = watch::channel(Vec::new());
         let state = Arc::new(State {
+            address,
             upstream,
             upstream_connections: TaskTracker::new(),
             rules: Mutex::new(Vec::new()),
@@ -291,6 +312,9 @@ async fn serve(stream: TcpStream, state: Arc<State>) {
 async fn answer(state: &State, socket: &Arc<OwnedFd>, request: Request<Incoming>) -> Response<Body> {
     let mut seen = describe(&request);
     seen.fault = state.fault(&seen, request.headers());
+    if request.uri().path() == answers::TOKEN_PATH {
+        return answers::token();
+    }
     let fault = seen.fault.clone();
     state.seen.send_modify(|all| all.push(seen));
     match fault {
@@ -298,11 +322,16 @@ async fn answer(state: &State, socket: &Arc<OwnedFd>, request: Request<Incoming>
         Some(Fault::Silence) => std::future::pending().await,
         Some(Fault::Status(status)) => refuse(status),
         Some(Fault::Credentials { .. }) => refuse(StatusCode::UNAUTHORIZED),
+        Some(Fault::Endless(status)) => answers::endless(status),
+        Some(Fault::Replace(document)) => answers::document(document),
+        Some(Fault::Redirect { to }) => answers::redirect(&to, request.uri()),
+        Some(Fault::TokenLoop) => answers::challenge(state.address),
         Some(Fault::TooManyRequests { retry_after }) => {
             let mut response = refuse(StatusCode::TOO_MANY_REQUESTS);
             response.headers_mut().insert(header::RETRY_AFTER, retry_after.into());
             response
         }
+        Some(Fault::Longer { by }) => answers::longer(pass_on(state, request).await, by),
         Some(fault @ (Fault::FlipByte { .. } | Fault::Truncate { .. } | Fault::Reset { .. } | Fault::Drip { .. })) => {
             let (parts, body) = pass_on(state, request).await.into_parts();
             Response::from_parts(parts, spoil::spoil(body, fault, socket.clone()))
@@ -361,30 +390,6 @@ async fn ask_upstream(state: &State, mut request: Request<Incoming>) -> Result<R
     request.headers_mut().remove(header::AUTHORIZATION);
     let response = sender.send_request(request).await?;
     Ok(response.map(|body| body.map_err(io::Error::other).boxed()))
-}
-
-fn text(text: String) -> Body {
-    Full::new(Bytes::from(text)).map_err(|never| match never {}).boxed()
-}
-
-/// An answer of our own, as a registry gives it.
-fn refuse(status: StatusCode) -> Response<Body> {
-    let code = match status {
-        StatusCode::UNAUTHORIZED => "UNAUTHORIZED",
-        StatusCode::FORBIDDEN => "DENIED",
-        StatusCode::NOT_FOUND => "MANIFEST_UNKNOWN",
-        StatusCode::TOO_MANY_REQUESTS => "TOOMANYREQUESTS",
-        _ => "UNKNOWN",
-    };
-    let body = format!(r#"{{"errors":[{{"code":"{code}","message":"the proxy was told to answer {status}"}}]}}"#);
-    let mut response = Response::new(text(body));
-    *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    if status == StatusCode::UNAUTHORIZED {
-        let challenge = HeaderValue::from_static("Basic realm=\"registry proxy\"");
-        response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
-    }
-    response
 }
 
 #[cfg(test)]

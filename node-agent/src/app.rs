@@ -40,7 +40,7 @@ use crate::{
         supervisor::{AdoptError, Pods, Supervisor},
         support::Policy,
     },
-    registry::{RegistryClient, RegistryConfig},
+    registry::{CredentialProviders, ProviderConfigError, Proxies, RegistryClient, RegistryConfig},
     runtime::{
         Runtime, RuntimeError,
         oci::{OciRuntime, OciRuntimeConfig},
@@ -87,6 +87,9 @@ pub enum AppError {
     /// The snapshots.
     #[error("choose how layers are kept")]
     Snapshots(#[from] SnapshotError),
+    /// The programs that give out registry logins.
+    #[error("set up credential providers")]
+    CredentialProviders(#[from] ProviderConfigError),
     /// The network.
     #[error("set up the pods' network")]
     Network(#[from] SandboxError),
@@ -161,14 +164,14 @@ async fn build(config: &Config, tasks: &mut Tasks) -> Result<Agent, AppError> {
     let store = Arc::new(Store::open(&config.root)?);
     let snapshotter = open_snapshotter(config, &store)?;
     let driver = snapshotter.driver();
-    let images = open_images(config, store, Arc::clone(&snapshotter)).await?;
+    let meters = Meters::default();
+    let images = open_images(config, store, Arc::clone(&snapshotter), &meters).await?;
     let stop_sandboxes = CancellationToken::new();
     let sandboxes = open_sandboxes(config, tasks, stop_sandboxes.clone()).await?;
     let runtime = Arc::new(open_runtime(config).await?);
     let host = Arc::new(node::facts(&config.root)?);
     let resources = node_resources(&host);
     let settings = settings(config, resources);
-    let meters = Meters::default();
     let parts = Parts {
         images: Arc::clone(&images) as Arc<dyn Images>,
         sandboxes,
@@ -268,10 +271,26 @@ async fn open_images(
     config: &Config,
     store: Arc<Store>,
     snapshotter: Arc<dyn Snapshotter>,
+    meters: &Meters,
 ) -> Result<Arc<ImageService>, AppError> {
-    let registry = RegistryConfig { hosts: Some(config.registry_config.clone()), ..RegistryConfig::default() };
-    let image_config = ImageConfig { max_parallel_layers: config.max_parallel_layers, platform: Platform::host() };
-    let registries = Arc::new(RegistryClient::new(registry));
+    let credential_providers =
+        match (&config.image_credential_provider_config, &config.image_credential_provider_bin_dir) {
+            (Some(file), Some(programs)) => CredentialProviders::load(file, programs)?,
+            (None, _) | (_, None) => CredentialProviders::default(),
+        };
+    let registries = Arc::new(RegistryClient::new(RegistryConfig {
+        hosts: Some(config.registry_config.clone()),
+        auth_file: Some(config.registry_auth_file.clone()),
+        credential_providers,
+        proxies: Proxies::from_environment(|name| std::env::var(name).ok()),
+        ..RegistryConfig::default()
+    }));
+    let image_config = ImageConfig {
+        max_parallel_layers: config.max_parallel_layers,
+        registry_bandwidth: config.registry_bandwidth,
+        platform: Platform::host(),
+        meters: meters.clone(),
+    };
     Ok(ImageService::open(image_config, store, registries, snapshotter).await?)
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    num::NonZeroU64,
     path::{Path, PathBuf},
     str::FromStr,
 };
@@ -69,6 +70,20 @@ pub struct Config {
     /// How many layers are transferred at the same time at most.
     #[arg(long, env = "LARDER_MAX_PARALLEL_LAYERS", default_value_t = 4, value_name = "N")]
     pub max_parallel_layers: usize,
+    /// How many bytes a second may come from registries at most, all pulls together: 20Mi, 100M. No bound where it is not
+    /// given.
+    #[arg(long, env = "LARDER_REGISTRY_BANDWIDTH", value_name = "BYTES", value_parser = parse_bandwidth)]
+    pub registry_bandwidth: Option<NonZeroU64>,
+    /// Registry logins of this node, in the form of docker's config.json. Pods' own logins are tried first.
+    #[arg(long, env = "LARDER_REGISTRY_AUTH_FILE", default_value = "/etc/larder/config.json", value_name = "FILE")]
+    pub registry_auth_file: PathBuf,
+    /// The kubelet's CredentialProviderConfig: programs that are asked for registry logins.
+    #[arg(long, env = "LARDER_IMAGE_CREDENTIAL_PROVIDER_CONFIG", value_name = "FILE")]
+    #[arg(requires = "image_credential_provider_bin_dir")]
+    pub image_credential_provider_config: Option<PathBuf>,
+    /// Folder of these programs.
+    #[arg(long, env = "LARDER_IMAGE_CREDENTIAL_PROVIDER_BIN_DIR", value_name = "DIR")]
+    pub image_credential_provider_bin_dir: Option<PathBuf>,
     /// How many pods this node takes.
     #[arg(long, env = "LARDER_MAX_PODS", default_value_t = 250, value_name = "N")]
     pub max_pods: u32,
@@ -141,6 +156,11 @@ pub enum ConfigError {
     /// Not a name for a network link.
     #[error("{0:?} is no name for a link: 1 to 15 characters, none of them / or white space")]
     LinkName(String),
+    /// Not a number of bytes.
+    #[error(
+        "{0:?} is no number of bytes a second: a whole number above 0, with K, M, G, Ki, Mi or Gi behind it or nothing"
+    )]
+    Bandwidth(String),
 }
 
 /// Files of mutual TLS.
@@ -224,6 +244,23 @@ fn parse_link_name(text: &str) -> Result<String, ConfigError> {
     if valid { Ok(text.to_owned()) } else { Err(ConfigError::LinkName(text.to_owned())) }
 }
 
+fn parse_bandwidth(text: &str) -> Result<NonZeroU64, ConfigError> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let unit: Option<u64> = match unit {
+        "" => Some(1),
+        "K" | "k" => Some(1000),
+        "M" => Some(1000 * 1000),
+        "G" => Some(1000 * 1000 * 1000),
+        "Ki" => Some(1 << 10),
+        "Mi" => Some(1 << 20),
+        "Gi" => Some(1 << 30),
+        _ => None,
+    };
+    let bytes = number.parse::<u64>().ok().zip(unit).and_then(|(number, unit)| number.checked_mul(unit));
+    bytes.and_then(NonZeroU64::new).ok_or_else(|| ConfigError::Bandwidth(text.to_owned()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -252,11 +289,25 @@ mod tests {
             (&["--root", "var"], "--root must be an absolute path"),
             (&["--max-parallel-layers", "0"], "--max-parallel-layers must be 1 or more"),
             (&["--bridge", "a-name-that-is-too-long"], "no name for a link"),
+            (&["--registry-bandwidth", "0"], "no number of bytes a second"),
+            (&["--registry-bandwidth", "1.5M"], "no number of bytes a second"),
+            (&["--registry-bandwidth", "99999999999Gi"], "no number of bytes a second"),
+            (&["--image-credential-provider-config", "/c"], "--image-credential-provider-bin-dir"),
             (&["--snapshotter", "zfs"], "possible values: auto, erofs, directory"),
         ] {
             let error = parse(flags).unwrap_err();
             assert!(error.contains(part), "{flags:?}: {error}");
         }
+    }
+
+    #[test]
+    fn bandwidth_has_units() {
+        for (text, bytes) in [("1", 1), ("20Mi", 20 << 20), ("100M", 100_000_000), ("3G", 3_000_000_000), ("8Ki", 8192)]
+        {
+            let config = parse(&["--registry-bandwidth", text]).unwrap();
+            assert_eq!(config.registry_bandwidth.map(NonZeroU64::get), Some(bytes), "{text}");
+        }
+        assert_eq!(parse(&[]).unwrap().registry_bandwidth, None);
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod image_cache_service;
 mod listen;
 mod node_service;
 mod pod_service;
+mod pull_service;
 mod reading;
 
 use std::{sync::Arc, time::Duration};
@@ -16,7 +17,7 @@ use larder_proto::v1;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Server, server::Router};
 
-use self::{image_cache_service::ImageCacheApi, node_service::NodeApi, pod_service::PodApi};
+use self::{image_cache_service::ImageCacheApi, node_service::NodeApi, pod_service::PodApi, pull_service::PullApi};
 pub use self::{
     listen::{ListenError, Listening, listen},
     node_service::NodeReport,
@@ -89,8 +90,10 @@ async fn routes(server: &mut Server, services: Services) -> Router {
         .max_decoding_message_size(MAX_MESSAGE_BYTES);
     let node = v1::node_service_server::NodeServiceServer::new(NodeApi::new(&services));
     let caches = v1::image_cache_service_server::ImageCacheServiceServer::new(ImageCacheApi::new(&services));
+    let pulls = v1::pull_service_server::PullServiceServer::new(PullApi::new(&services));
+    health.set_serving::<v1::pull_service_server::PullServiceServer<PullApi>>().await;
     health.set_serving::<v1::image_cache_service_server::ImageCacheServiceServer<ImageCacheApi>>().await;
     health.set_serving::<v1::pod_service_server::PodServiceServer<PodApi>>().await;
     health.set_serving::<v1::node_service_server::NodeServiceServer<NodeApi>>().await;
-    server.add_service(health_service).add_service(pods).add_service(node).add_service(caches)
+    server.add_service(health_service).add_service(pods).add_service(node).add_service(caches).add_service(pulls)
 }

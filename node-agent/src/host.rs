@@ -5,6 +5,7 @@
 
 pub mod cgroup;
 pub mod disk_use;
+pub mod memory;
 pub mod mount;
 pub mod namespace;
 pub mod netlink;

@@ -3,20 +3,26 @@
 //! One rule: only a matched image cache makes an image "already present". Everything else is resolved at the registry with
 //! the pod's own credentials, and only the layers that the store does not hold are transferred.
 
+mod bandwidth;
 mod cache;
 mod documents;
 mod fetch;
 mod inflate;
 mod mounts;
+mod partial;
 mod pull;
 pub mod pull_plan;
+mod pulls;
+mod receive;
 mod resolve;
+mod route;
 mod service;
 mod single_flight;
 #[cfg(test)]
 mod test_snapshotter;
 #[cfg(test)]
 mod tests;
+mod unpack;
 
 use std::{sync::Arc, time::Duration};
 
@@ -28,6 +34,7 @@ pub use self::{
         BuildCache, BuildEvent, CacheChange, CacheError, CacheList, CachePhase, CacheState, CachedImage, NodeImage,
         changes,
     },
+    pulls::{PullList, PullState},
     service::{ImageConfig, ImageService},
 };
 use crate::digest::Digest;
@@ -101,6 +108,10 @@ pub enum ImageProgress {
         done_bytes: u64,
         /// Bytes to come in all.
         total_bytes: u64,
+        /// Layers that are whole, of `total_layers` that were not here.
+        done_layers: u32,
+        /// Layers to come in all.
+        total_layers: u32,
     },
     /// The image came from the registry.
     Pulled {

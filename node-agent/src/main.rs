@@ -3,10 +3,11 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use larder_node_agent::{app, chain::Chain, config::Config, telemetry};
+use larder_node_agent::{app, chain::Chain, config::Config, host::memory, telemetry};
 use tracing::error;
 
 fn main() -> anyhow::Result<ExitCode> {
+    memory::keep_small();
     let config = Config::parse();
     telemetry::init(config.log_format)?;
     // An error says that one has been chosen already.

@@ -68,6 +68,11 @@ pub struct Meters {
     pub restarts: Counter,
     /// Pods that have a worker now.
     pub pods: Gauge,
+    received_bytes: Counter,
+    /// Layers that came from registries and are whole.
+    pub layers: Counter,
+    /// Images whose layers are coming now.
+    pub pulls: Gauge,
 }
 
 impl Default for Meters {
@@ -78,12 +83,17 @@ impl Default for Meters {
         };
         let start_seconds = Family::new_with_constructor(new_histogram);
         let (images, restarts, pods) = (Family::default(), Counter::default(), Gauge::default());
+        let (received_bytes, layers, pulls) = (Counter::default(), Counter::default(), Gauge::default());
         let mut registry = Registry::with_prefix("larder_agent");
         registry.register("pod_start_seconds", "Time of a pod's start, by step", start_seconds.clone());
         registry.register("images", "Images that containers asked for, by where they came from", images.clone());
         registry.register("container_restarts", "Containers started again after they had ended", restarts.clone());
         registry.register("pods", "Pods that have a worker now", pods.clone());
-        Self { registry: Arc::new(registry), start_seconds, images, restarts, pods }
+        let help = "Bytes of layers and configurations received from registries";
+        registry.register("registry_received_bytes", help, received_bytes.clone());
+        registry.register("layers_pulled", "Layers that came from registries and are whole", layers.clone());
+        registry.register("pulls", "Images whose layers are coming now", pulls.clone());
+        Self { registry: Arc::new(registry), start_seconds, images, restarts, pods, received_bytes, layers, pulls }
     }
 }
 
@@ -96,6 +106,11 @@ impl Meters {
     /// Counts an image.
     pub fn image(&self, source: ImageSource) {
         self.images.get_or_create(&SourceLabels { source }).inc();
+    }
+
+    /// Counts what a registry has sent.
+    pub fn received(&self, bytes: usize) {
+        self.received_bytes.inc_by(u64::try_from(bytes).unwrap_or(u64::MAX));
     }
 
     /// All figures as text.
@@ -117,11 +132,13 @@ mod tests {
         meters.clone().start_step(StartStep::Runtime, Duration::from_millis(3));
         meters.image(ImageSource::Cache);
         meters.pods.inc();
+        meters.received(7);
         let text = meters.text();
         for line in [
             r#"larder_agent_pod_start_seconds_bucket{le="0.004",step="Runtime"} 1"#,
             r#"larder_agent_images_total{source="Cache"} 1"#,
             "larder_agent_pods 1",
+            "larder_agent_registry_received_bytes_total 7",
         ] {
             assert!(text.lines().any(|there| there == line), "{line} is not in\n{text}");
         }

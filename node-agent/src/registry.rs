@@ -3,19 +3,30 @@
 //! [`Registries`] opens a [`Repository`]; behind it are the mirrors in order, logins, tokens and retries. Every manifest is
 //! verified before it is returned. A blob is a stream that its reader verifies, as only the reader knows when it is whole.
 //!
-//! Layer and configuration blobs travel through `oci-distribution`. What decides about access goes over [`http`], because
-//! it has to be bounded in size, has to see `Retry-After`, and has to keep a login from a realm that it is not for; none
-//! of which the crate does. It never stores anything.
+//! Layer and configuration blobs travel through `oci-distribution` ([`blob`]) where no secret goes with the request. What
+//! decides about access, and manifests, go over [`http`]: such answers have to be bounded in size and time, `Retry-After` and
+//! the media type have to be seen, and a login has to be kept from a realm or a redirect that it is not for, none of which
+//! the crate does. It never stores anything.
 
+mod answer;
 mod blob;
 mod challenge;
 mod client;
+mod connection;
+mod credential_provider;
 pub mod credentials;
+mod docker_config;
 mod error;
 pub mod hosts;
 mod http;
+mod node_logins;
+mod provider_config;
+mod proxies;
+mod range;
+mod redirect;
 pub mod reference;
 pub mod retry;
+mod session;
 #[cfg(test)]
 pub(crate) mod test_registry;
 #[cfg(test)]
@@ -28,7 +39,13 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 
-pub use self::{client::RegistryClient, error::RegistryError, reference::Reference};
+pub use self::{
+    client::RegistryClient,
+    credential_provider::{CredentialProviders, ProviderConfigError},
+    error::RegistryError,
+    proxies::Proxies,
+    reference::Reference,
+};
 use crate::digest::Digest;
 
 /// A registry login, tried in the order given when its registry pattern fits.
@@ -84,23 +101,36 @@ pub struct RegistryAccess {
 pub struct RegistryConfig {
     /// Folder of `hosts.toml` files.
     pub hosts: Option<PathBuf>,
+    /// Logins of the node's own, in the form of docker's `config.json`; read at each use.
+    pub auth_file: Option<PathBuf>,
+    /// Programs that are asked for logins.
+    pub credential_providers: CredentialProviders,
+    /// The proxies on the way out.
+    pub proxies: Proxies,
     /// How long nothing may come before a request counts as stalled.
     pub stall: Duration,
 }
 
 impl Default for RegistryConfig {
     fn default() -> Self {
-        Self { hosts: None, stall: Duration::from_secs(30) }
+        Self {
+            hosts: None,
+            auth_file: None,
+            credential_providers: CredentialProviders::default(),
+            proxies: Proxies::default(),
+            stall: Duration::from_secs(30),
+        }
     }
 }
 
 /// Opens repositories.
+#[async_trait]
 pub trait Registries: Send + Sync + fmt::Debug {
-    /// The repository of `reference`, with the logins of `access`. No request is made yet.
+    /// The repository of `reference`, with the logins of `access` and of the node. No registry is asked yet.
     ///
     /// # Errors
     /// When the registry's configuration cannot be used.
-    fn open(&self, reference: &Reference, access: &RegistryAccess) -> Result<Arc<dyn Repository>, RegistryError>;
+    async fn open(&self, reference: &Reference, access: &RegistryAccess) -> Result<Arc<dyn Repository>, RegistryError>;
 }
 
 /// How a reference is resolved.
@@ -125,8 +155,6 @@ pub struct Resolved {
 pub struct BlobStream {
     /// Where it comes from, for messages.
     pub url: String,
-    /// Which of the repository's endpoints serves it.
-    pub endpoint: usize,
     /// Where in the blob the stream begins: what was asked for, or 0 when the registry does not do ranges.
     pub offset: u64,
     /// The bytes.
@@ -157,16 +185,16 @@ pub trait Repository: Send + Sync + fmt::Debug {
     /// After a few tries at each endpoint.
     async fn manifest(&self, digest: &Digest) -> Result<Bytes, RegistryError>;
 
-    /// Opens a blob at `offset`, at the first endpoint that serves it and is not among `without`. It is tried once: the
-    /// reader knows how far it has come, so it decides about another try.
+    /// The endpoints that serve blobs, in the order in which they are to be tried. There is at least one.
     ///
     /// # Errors
-    /// When no endpoint serves it.
-    async fn blob(
-        &self,
-        digest: &Digest,
-        size: u64,
-        offset: u64,
-        without: &[usize],
-    ) -> Result<BlobStream, RegistryError>;
+    /// When none does.
+    fn sources(&self) -> Result<Vec<usize>, RegistryError>;
+
+    /// Opens a blob of `size` bytes at `offset`, at one of [`Repository::sources`]. It is tried once: the reader knows how
+    /// far it has come, so it decides about another try and another source.
+    ///
+    /// # Errors
+    /// When the endpoint does not serve it, or announces another length.
+    async fn blob(&self, source: usize, digest: &Digest, size: u64, offset: u64) -> Result<BlobStream, RegistryError>;
 }

@@ -55,9 +55,15 @@ impl Spoiled {
                 self.rest.split_to(piece.clamp(1, self.rest.len()))
             }
             Fault::FlipByte { at } => self.flipped(at),
-            Fault::Silence | Fault::Status(_) | Fault::TooManyRequests { .. } | Fault::Credentials { .. } => {
-                std::mem::take(&mut self.rest)
-            }
+            Fault::Silence
+            | Fault::Status(_)
+            | Fault::Endless(_)
+            | Fault::Replace(_)
+            | Fault::Longer { .. }
+            | Fault::Redirect { .. }
+            | Fault::TokenLoop
+            | Fault::TooManyRequests { .. }
+            | Fault::Credentials { .. } => std::mem::take(&mut self.rest),
         };
         self.passed += piece.len() as u64;
         Ok(Some(piece))

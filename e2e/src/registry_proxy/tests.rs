@@ -93,6 +93,38 @@ async fn refusals_come_in_order_and_run_out() {
     assert_eq!(faults, [true, true, true, false]);
 }
 
+#[tokio::test]
+async fn answers_of_its_own_are_given_as_told() {
+    let mut tasks = JoinSet::new();
+    let proxy = proxy(&mut tasks).await;
+    let realm = format!("www-authenticate: Bearer realm=\"http://{}/token\"", proxy.address());
+    for (fault, status, words) in [
+        (Fault::Replace("another document".into()), "200", "another document"),
+        (Fault::Longer { by: 3 }, "200", "content-length: 27\r\n"),
+        (Fault::Longer { by: 3 }, "200", "bytes of it.\0\0\0"),
+        (Fault::Redirect { to: "http://b:1".to_owned() }, "307", "location: http://b:1/v2/a/b/blobs/sha256:1?x=y\r\n"),
+        (Fault::TokenLoop, "401", realm.as_str()),
+    ] {
+        proxy.add("a/b", Rule::every(Kind::Blob, fault.clone()));
+        let (answer, _) = fetch(&proxy, "/v2/a/b/blobs/sha256:1?x=y", "").await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")) && answer.contains(words), "{fault:?}: {answer}");
+        proxy.heal("a/b");
+    }
+    assert!(fetch(&proxy, "/token?scope=x", "").await.0.contains("never-good-enough"));
+}
+
+#[tokio::test]
+async fn an_endless_body_comes_until_the_client_has_enough() {
+    let mut tasks = JoinSet::new();
+    let proxy = proxy(&mut tasks).await;
+    proxy.add("a/b", Rule::every(Kind::Blob, Fault::Endless(StatusCode::NOT_FOUND)));
+    let mut stream = TcpStream::connect(proxy.address()).await.unwrap();
+    stream.write_all(b"GET /v2/a/b/blobs/sha256:1 HTTP/1.1\r\nhost: registry\r\n\r\n").await.unwrap();
+    let mut answer = vec![0; 4 << 20];
+    stream.read_exact(&mut answer).await.unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 404"));
+}
+
 #[test]
 fn paths_are_read() {
     for (path, kind, repository, reference) in [

@@ -62,7 +62,9 @@ async fn nothing_half_done(cluster: &Cluster) -> Result<()> {
 
 pub(crate) async fn wrong_digest(cluster: &Cluster) -> Result<()> {
     let rule = Rule::every(Kind::Blob, Fault::FlipByte { at: 600 });
-    broken_then_healed(cluster, "wrong-digest", rule, &["digest", "sha256:"]).await
+    // The registry itself is away, and that is not all that went wrong.
+    let words = ["dns error", "before that, mirror content from", "has digest sha256:", "expected sha256:"];
+    broken_then_healed(cluster, "wrong-digest", rule, &words).await
 }
 
 pub(crate) async fn truncated(cluster: &Cluster) -> Result<()> {
@@ -83,6 +85,64 @@ pub(crate) async fn not_found(cluster: &Cluster) -> Result<()> {
 pub(crate) async fn too_many_requests(cluster: &Cluster) -> Result<()> {
     let rule = Rule::every(Kind::Manifest, Fault::TooManyRequests { retry_after: 1 });
     broken_then_healed(cluster, "too-many", rule, &["429"]).await
+}
+
+/// More bytes than the manifest says are refused before they are taken.
+pub(crate) async fn wrong_length(cluster: &Cluster) -> Result<()> {
+    let rule = Rule::every(Kind::Blob, Fault::Longer { by: 7 });
+    broken_then_healed(cluster, "wrong-length", rule, &["bytes, expected"]).await
+}
+
+pub(crate) async fn reset(cluster: &Cluster) -> Result<()> {
+    let rule = Rule::every(Kind::Blob, Fault::Reset { after: 100 });
+    broken_then_healed(cluster, "reset", rule, &["/blobs/sha256:"]).await
+}
+
+pub(crate) async fn server_errors(cluster: &Cluster) -> Result<()> {
+    let rule = Rule::every(Kind::Blob, Fault::Status(StatusCode::BAD_GATEWAY));
+    broken_then_healed(cluster, "server-errors", rule, &["502 Bad Gateway"]).await
+}
+
+/// An error body without end is not read to its end.
+pub(crate) async fn endless(cluster: &Cluster) -> Result<()> {
+    let rule = Rule::every(Kind::Blob, Fault::Endless(StatusCode::INTERNAL_SERVER_ERROR));
+    broken_then_healed(cluster, "endless", rule, &["500 Internal Server Error"]).await
+}
+
+/// A token that is never good enough is not fetched for ever.
+pub(crate) async fn token_loop(cluster: &Cluster) -> Result<()> {
+    let rule = Rule::every(Kind::Manifest, Fault::TokenLoop);
+    broken_then_healed(cluster, "token-loop", rule, &["401", "imagePullSecrets"]).await
+}
+
+pub(crate) async fn huge_manifest(cluster: &Cluster) -> Result<()> {
+    let rule = Rule::every(Kind::Manifest, Fault::Replace(vec![b' '; 20 << 20].into()));
+    broken_then_healed(cluster, "huge-manifest", rule, &["manifest from", "is longer than"]).await
+}
+
+/// An index that is given for whatever is asked, also for what it names.
+pub(crate) async fn manifest_of_itself(cluster: &Cluster) -> Result<()> {
+    let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+    let index = json!({
+        "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json",
+        "manifests": [{
+            "mediaType": "application/vnd.oci.image.index.v1+json", "size": 1,
+            "digest": format!("sha256:{}", "0".repeat(64)),
+            "platform": {"os": "linux", "architecture": architecture},
+        }],
+    });
+    let rule = Rule::every(Kind::Manifest, Fault::Replace(index.to_string().into_bytes().into()));
+    broken_then_healed(cluster, "of-itself", rule, &["digest", "expected sha256:0000"]).await
+}
+
+/// A redirect is followed, and nothing but a matter of that other host.
+pub(crate) async fn redirected(cluster: &Cluster) -> Result<()> {
+    let away = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let to = format!("http://localhost:{}", away.local_addr()?.port());
+    // Nobody takes the connection any more.
+    drop(away);
+    let rule = Rule::every(Kind::Blob, Fault::Redirect { to });
+    broken_then_healed(cluster, "redirected", rule, &["Connection refused"]).await
 }
 
 /// A slow registry is waited for.

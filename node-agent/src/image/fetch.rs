@@ -63,6 +63,8 @@ pub(super) struct Fetched {
 pub(super) struct Moved {
     pub(super) done_bytes: u64,
     pub(super) total_bytes: u64,
+    pub(super) done_layers: u32,
+    pub(super) total_layers: u32,
 }
 
 impl Fetcher {
@@ -99,6 +101,7 @@ impl Fetcher {
         mut report: impl FnMut(Moved),
     ) -> Result<Fetched, Arc<PullError>> {
         let total_bytes = plan.missing_bytes;
+        let total_layers = u32::try_from(plan.missing.len()).unwrap_or(u32::MAX);
         let passengers: Vec<_> = plan.missing.iter().map(|layer| self.join(reference, repository, layer)).collect();
         let mut outcomes: FuturesUnordered<_> = passengers
             .iter()
@@ -107,18 +110,18 @@ impl Fetcher {
             .collect();
         let mut tick = tokio::time::interval(REPORT_EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut last = None;
+        let (mut last, mut done_layers) = (None, 0);
         loop {
             tokio::select! {
                 // The stream keeps its place when this arm is dropped.
                 outcome = outcomes.next() => match outcome {
-                    Some(outcome) => { outcome?; }
+                    Some(outcome) => { outcome?; done_layers += 1; }
                     None => break,
                 },
                 // A tick that is dropped comes again.
                 _ = tick.tick() => {
                     let done_bytes = passengers.iter().map(|one| one.progress().done()).sum();
-                    let moved = Moved { done_bytes, total_bytes };
+                    let moved = Moved { done_bytes, total_bytes, done_layers, total_layers };
                     if last.replace(moved) != Some(moved) {
                         report(moved);
                     }

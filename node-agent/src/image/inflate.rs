@@ -1,5 +1,5 @@
-//! From a compressed layer to plain tar bytes, as a stream: gzip with any number of members, zstd with any number of
-//! frames, or plain. The first bytes say which.
+//! From a compressed layer to plain tar bytes, as a stream: gzip with any number of members and zeroes behind them, zstd with
+//! any number of frames, or plain. The first bytes say which.
 //!
 //! Everything here blocks.
 
@@ -8,13 +8,17 @@ use std::io::{self, BufRead, Read};
 use bytes::{Buf as _, Bytes};
 use tokio::sync::mpsc;
 
+use super::partial::Partial;
+
 /// The largest zstd window, as a power of two: what `zstd --long` makes. It bounds the decoder's memory.
 const MAX_ZSTD_WINDOW_LOG: u32 = 27;
 
-/// What comes out of the network.
+/// What comes to be inflated.
 #[derive(Debug)]
 pub(super) enum Piece {
-    /// The next compressed bytes.
+    /// The next compressed bytes, from a file that has them already.
+    Kept(Bytes),
+    /// The next compressed bytes, from the network.
     Data(Bytes),
     /// There are no more, and their digest is the right one.
     Verified,
@@ -25,13 +29,22 @@ pub(super) enum Piece {
 #[derive(Debug)]
 pub(super) struct PieceReader {
     pieces: mpsc::Receiver<Piece>,
+    partial: Option<Partial>,
     current: Bytes,
     verified: bool,
 }
 
 impl PieceReader {
-    pub(super) fn new(pieces: mpsc::Receiver<Piece>) -> Self {
-        Self { pieces, current: Bytes::new(), verified: false }
+    /// Reads from `pieces`; what is new is kept in `partial` as well.
+    pub(super) fn new(pieces: mpsc::Receiver<Piece>, partial: Option<Partial>) -> Self {
+        Self { pieces, partial, current: Bytes::new(), verified: false }
+    }
+
+    /// What was kept is not needed any more.
+    pub(super) fn forget_partial(&mut self) {
+        if let Some(mut partial) = self.partial.take() {
+            partial.remove();
+        }
     }
 }
 
@@ -49,7 +62,13 @@ impl BufRead for PieceReader {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         while self.current.is_empty() && !self.verified {
             match self.pieces.blocking_recv() {
-                Some(Piece::Data(data)) => self.current = data,
+                Some(Piece::Kept(data)) => self.current = data,
+                Some(Piece::Data(data)) => {
+                    if let Some(partial) = &mut self.partial {
+                        partial.append(&data);
+                    }
+                    self.current = data;
+                }
                 Some(Piece::Verified) => self.verified = true,
                 None => return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the transfer was given up")),
             }
@@ -99,7 +118,7 @@ pub(super) fn plain<'a>(mut source: impl BufRead + Send + 'a) -> io::Result<Box<
     let compression = Compression::of(&start);
     let source = Read::chain(io::Cursor::new(start), source);
     Ok(match compression {
-        Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(source)),
+        Compression::Gzip => Box::new(GzipMembers::new(source)),
         Compression::Zstd => {
             let mut decoder = zstd::stream::read::Decoder::with_buffer(source)?;
             decoder.window_log_max(MAX_ZSTD_WINDOW_LOG)?;
@@ -107,6 +126,65 @@ pub(super) fn plain<'a>(mut source: impl BufRead + Send + 'a) -> io::Result<Box<
         }
         Compression::Plain => Box::new(source),
     })
+}
+
+/// Gzip members one after the other. Zeroes behind the last one are taken for the padding of a tape or a block, as gzip
+/// itself does; anything else there is an error.
+#[expect(clippy::large_enum_variant, reason = "there is one a layer, and it is on the heap as a whole")]
+enum GzipMembers<R> {
+    Member(flate2::bufread::GzDecoder<R>),
+    /// Behind the last member.
+    Padding(R),
+    /// In between, and after an error.
+    Moving,
+}
+
+impl<R: BufRead> GzipMembers<R> {
+    fn new(source: R) -> Self {
+        Self::Member(flate2::bufread::GzDecoder::new(source))
+    }
+
+    /// What follows the end of a member.
+    fn after_member(mut source: R) -> io::Result<Self> {
+        Ok(match source.fill_buf()?.first() {
+            Some(0) | None => Self::Padding(source),
+            Some(_) => Self::new(source),
+        })
+    }
+}
+
+impl<R: BufRead> Read for GzipMembers<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self {
+                Self::Member(decoder) => match decoder.read(buffer)? {
+                    0 if !buffer.is_empty() => {
+                        if let Self::Member(decoder) = std::mem::replace(self, Self::Moving) {
+                            *self = Self::after_member(decoder.into_inner())?;
+                        }
+                    }
+                    count => return Ok(count),
+                },
+                Self::Padding(source) => return skip_zeroes(source),
+                Self::Moving => return Err(io::Error::other("it was read on after an error")),
+            }
+        }
+    }
+}
+
+/// Reads to the end, which comes after zeroes only.
+fn skip_zeroes(source: &mut impl BufRead) -> io::Result<usize> {
+    loop {
+        let available = source.fill_buf()?;
+        let count = available.len();
+        if count == 0 {
+            return Ok(0);
+        }
+        if available.iter().any(|&byte| byte != 0) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "there is garbage behind the gzip data"));
+        }
+        source.consume(count);
+    }
 }
 
 /// Fills `buffer` as far as the source goes.
@@ -150,7 +228,7 @@ mod tests {
         }
         drop(sender);
         let mut out = Vec::new();
-        plain(PieceReader::new(receiver))?.read_to_end(&mut out)?;
+        plain(PieceReader::new(receiver, None))?.read_to_end(&mut out)?;
         Ok(out)
     }
 
@@ -170,6 +248,42 @@ mod tests {
         let frame = |bytes: &[u8]| zstd::encode_all(bytes, 1).unwrap();
         let frames = [&skippable[..], &frame(b"abc"), &skippable, &frame(b"def")].concat();
         assert_eq!(read_pieces(vec![frames], true).unwrap(), b"abcdef");
+    }
+
+    #[test]
+    fn zeroes_may_follow_gzip_and_nothing_else() {
+        for zeroes in [1, 511, 70_000] {
+            let padded = [gzip(b"abc"), gzip(b"def"), vec![0; zeroes]].concat();
+            assert_eq!(read_pieces(vec![padded], true).unwrap(), b"abcdef");
+        }
+        for garbage in [&b"x"[..], b"\0x", &[0x1f, 0x8b], &gzip(b"y")[..12]] {
+            let text = read_pieces(vec![gzip(b"abc"), garbage.to_vec()], true);
+            assert!(text.is_err(), "{garbage:?}");
+        }
+        // Not before the digest is known to be right, either.
+        let mut cut = gzip(b"abc");
+        cut.push(0);
+        assert_eq!(read_pieces(vec![cut], false).unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
+    }
+
+    #[test]
+    fn reads_zstd_chunked() {
+        // One frame a file, then the table of contents and the footer in skippable frames.
+        let skippable = |content: &[u8]| {
+            let length = u32::try_from(content.len()).unwrap();
+            [&[0x50, 0x2a, 0x4d, 0x18], &length.to_le_bytes()[..], content].concat()
+        };
+        let frame = |bytes: &[u8]| zstd::encode_all(bytes, 1).unwrap();
+        let chunked = [frame(b"header"), frame(b"content"), skippable(b"table"), skippable(&[7; 64])].concat();
+        assert_eq!(read_pieces(vec![chunked], true).unwrap(), b"headercontent");
+    }
+
+    #[test]
+    fn a_window_that_would_take_too_much_memory_is_refused() {
+        let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
+        encoder.window_log(MAX_ZSTD_WINDOW_LOG + 1).unwrap();
+        encoder.write_all(&[1; 1000]).unwrap();
+        assert!(read_pieces(vec![encoder.finish().unwrap()], true).is_err());
     }
 
     #[test]

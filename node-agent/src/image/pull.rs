@@ -1,38 +1,32 @@
 //! Pulling one layer: receive and hash | inflate | write, each on a thread of its own, through bounded channels of recycled
 //! buffers. Nothing of a layer is visible before its compressed bytes are verified and its writer has finished.
 
-use std::{
-    io,
-    sync::{Arc, mpsc as blocking},
-};
+use std::{io, sync::Arc};
 
 use bytes::Bytes;
-use futures::StreamExt as _;
-use sha2::Digest as _;
 use tokio::{sync::mpsc, time::Instant};
 use tokio_util::task::TaskTracker;
 
 use super::{
-    inflate::{self, Piece, PieceReader},
+    bandwidth::Bandwidth,
+    partial::{Lease, Partials},
     pull_plan::{Content, PlannedLayer},
+    receive::{Kept, Sink, Stopped, Transfer},
+    route::{Route, Verdict},
     single_flight::Progress,
+    unpack::Unpack,
 };
 use crate::{
     digest::Digest,
-    registry::{RegistryError, Repository, retry},
-    snapshot::{self, Layer, LayerWriter, SnapshotError, Snapshotter},
+    meters::Meters,
+    registry::{RegistryError, Repository},
+    snapshot::{self, Layer, SnapshotError, Snapshotter},
     store::Store,
 };
 
 /// Compressed pieces on their way to the inflater. A piece is what one read from the connection gave, half a megabyte at
 /// most.
 const PIECES: usize = 4;
-/// Plain buffers of a layer, one being filled, one being written, and some between them.
-const BUFFERS: usize = 4;
-/// Size of a plain buffer.
-const BUFFER_BYTES: usize = 512 << 10;
-/// A transfer that has moved this much since its last failure has made progress.
-const PROGRESS_BYTES: u64 = 1 << 20;
 /// The largest image configuration.
 const MAX_CONFIG: u64 = 8 << 20;
 
@@ -73,14 +67,26 @@ impl PullError {
 pub(super) struct Puller {
     pub(super) store: Arc<Store>,
     pub(super) snapshotter: Arc<dyn Snapshotter>,
+    pub(super) partials: Partials,
+    pub(super) bandwidth: Arc<Bandwidth>,
+    pub(super) meters: Meters,
     pub(super) tasks: TaskTracker,
+}
+
+/// How one pass over a layer ended, when not well.
+enum Pass {
+    /// Again, from the first byte or from what is kept.
+    Again,
+    Failed(PullError),
+    /// The errors are the sources'.
+    Unserved,
 }
 
 impl Puller {
     /// Brings a layer into the store, unless it is there.
     ///
     /// # Errors
-    /// After a few tries; nothing is left then.
+    /// After a few tries; nothing of it is visible then.
     pub(super) async fn layer(
         &self,
         repository: &dyn Repository,
@@ -92,36 +98,33 @@ impl Puller {
         if let Ok(Some(here)) = self.tasks.spawn_blocking(move || snapshotter.layer(&diff_id)).await {
             return Ok(here);
         }
-        let (mut without, mut wrong) = (Vec::new(), None);
+        let mut route = Route::new(repository.sources()?);
+        // Held over all passes, so that nobody else takes up what is kept in between.
+        let mut lease = self.partials.lease(&layer.blob);
         loop {
-            let mut endpoint = None;
-            let result = self.one_pass(repository, layer, progress, &without, &mut endpoint).await;
-            match (result, endpoint) {
-                // A mirror that lies is passed over; the next one in order may have the right bytes.
-                (Err(PullError::Registry(err)), Some(from)) if err.is_wrong_content() => {
-                    tracing::warn!(blob = %layer.blob.digest, error = %err, "registry sent wrong content");
-                    without.push(from);
-                    progress.set(0);
-                    wrong = Some(err);
+            match self.one_pass(repository, layer, progress, &mut route, lease.as_ref()).await {
+                Ok(layer) => {
+                    self.meters.layers.inc();
+                    return Ok(layer);
                 }
-                (Err(PullError::Snapshot(SnapshotError::DiskFull { needed_bytes, .. })), _)
+                Err(Pass::Again) => progress.set(0),
+                Err(Pass::Failed(PullError::Snapshot(SnapshotError::DiskFull { needed_bytes, .. })))
                     if self.make_room(needed_bytes.saturating_add(layer.blob.size)).await =>
                 {
                     progress.set(0);
                 }
-                (Err(PullError::Registry(RegistryError::NoEndpoint { .. })), _) if wrong.is_some() => {
-                    return Err(wrong.map_or(PullError::Interrupted(layer.blob.digest), PullError::Registry));
+                Err(Pass::Failed(err)) => {
+                    // What is kept would end in the same way, or takes room that the layer needs.
+                    let kept = lease.is_some();
+                    self.forget_partial(lease.take().as_ref(), layer.blob.digest).await;
+                    if !kept || !matches!(err, PullError::Snapshot(SnapshotError::DiskFull { .. })) {
+                        return Err(err);
+                    }
+                    progress.set(0);
                 }
-                (result, _) => return result,
+                Err(Pass::Unserved) => return Err(unserved(route, repository, &layer.blob)),
             }
         }
-    }
-
-    /// Removes layers that nobody uses; says whether there were any.
-    async fn make_room(&self, needed_bytes: u64) -> bool {
-        let (store, snapshotter) = (Arc::clone(&self.store), Arc::clone(&self.snapshotter));
-        let made = self.tasks.spawn_blocking(move || free(&store, snapshotter.as_ref(), needed_bytes));
-        made.await.unwrap_or(false)
     }
 
     async fn one_pass(
@@ -129,27 +132,70 @@ impl Puller {
         repository: &dyn Repository,
         layer: &PlannedLayer,
         progress: &Progress,
-        without: &[usize],
-        endpoint: &mut Option<usize>,
-    ) -> Result<Layer, PullError> {
+        route: &mut Route,
+        lease: Option<&Lease>,
+    ) -> Result<Layer, Pass> {
+        let partial = match lease.cloned() {
+            Some(lease) => {
+                let (partials, content) = (self.partials.clone(), layer.blob);
+                self.tasks.spawn_blocking(move || partials.open(&content, lease)).await.ok().flatten()
+            }
+            None => None,
+        };
+        let kept = partial.as_ref().map(|partial| Kept { path: partial.path().to_owned(), bytes: partial.bytes() });
         let (sender, receiver) = mpsc::channel(PIECES);
         let unpack =
             Unpack { store: Arc::clone(&self.store), snapshotter: Arc::clone(&self.snapshotter), layer: *layer };
-        let unpacking = self.tasks.spawn_blocking(move || unpack.run(receiver));
-        let received = receive(repository, &layer.blob, without, endpoint, progress, Sink::Layer(&sender)).await;
+        let unpacking = self.tasks.spawn_blocking(move || unpack.run(receiver, partial));
+        let transfer = self.transfer(repository, layer.blob, progress);
+        let received = transfer.receive(route, kept, Sink::Layer(&sender)).await;
         drop(sender);
-        match received {
+        // The writer takes back what it wrote; whoever tries again must not meet it.
+        let unpacked = unpacking.await;
+        let stopped = match received {
             // The other side is gone because it failed, and knows why; or it is done.
-            Ok(()) | Err(ReceiveError::Closed) => match unpacking.await {
-                Ok(unpacked) => unpacked,
-                Err(_) => Err(PullError::Interrupted(layer.blob.digest)),
-            },
-            Err(ReceiveError::Registry(err)) => {
-                // The writer takes back what it wrote; whoever tries again must not meet it.
-                let _ = unpacking.await;
-                Err(err.into())
+            Ok(()) | Err(Stopped::Closed) => {
+                let interrupted = PullError::Interrupted(layer.blob.digest);
+                return unpacked.unwrap_or(Err(interrupted)).map_err(Pass::Failed);
+            }
+            Err(stopped) => stopped,
+        };
+        if matches!(stopped, Stopped::Wrong(_) | Stopped::Abandoned(Verdict::BeginAnew)) {
+            tracing::warn!(blob = %layer.blob.digest, repository = repository.name(), ?stopped, "wrong content is taken back");
+            self.forget_partial(lease, layer.blob.digest).await;
+        }
+        match stopped {
+            Stopped::Wrong(Verdict::BeginAnew) | Stopped::Abandoned(Verdict::BeginAnew) => Err(Pass::Again),
+            Stopped::Wrong(Verdict::GiveUp) | Stopped::Abandoned(Verdict::GiveUp) | Stopped::Closed => {
+                Err(Pass::Unserved)
             }
         }
+    }
+
+    fn transfer<'a>(
+        &'a self,
+        repository: &'a dyn Repository,
+        content: Content,
+        progress: &'a Progress,
+    ) -> Transfer<'a> {
+        Transfer { repository, content, progress, bandwidth: &self.bandwidth, meters: &self.meters }
+    }
+
+    async fn forget_partial(&self, lease: Option<&Lease>, digest: Digest) {
+        if let Some(lease) = lease {
+            let (partials, _held) = (self.partials.clone(), lease);
+            // One that stays is found wrong again.
+            let _ = self.tasks.spawn_blocking(move || partials.remove(&digest)).await;
+        }
+    }
+
+    /// Removes what nobody uses; says whether there was any.
+    async fn make_room(&self, needed_bytes: u64) -> bool {
+        let this = self.clone();
+        let made = self.tasks.spawn_blocking(move || {
+            this.partials.remove_idle() > 0 || free(&this.store, this.snapshotter.as_ref(), needed_bytes)
+        });
+        made.await.unwrap_or(false)
     }
 
     /// Brings a small blob into memory.
@@ -160,198 +206,31 @@ impl Puller {
         if content.size > MAX_CONFIG {
             let limit_bytes = MAX_CONFIG;
             let what = format!("configuration {}", content.digest);
-            return Err(RegistryError::TooLong { what, url: "the registry".to_owned(), limit_bytes }.into());
+            let url = repository.name().to_owned();
+            return Err(RegistryError::TooLong { what, url, limit_bytes }.into());
         }
-        let (mut bytes, mut endpoint) = (Vec::new(), None);
+        let mut route = Route::new(repository.sources()?);
         let progress = Progress::default();
-        match receive(repository, content, &[], &mut endpoint, &progress, Sink::Memory(&mut bytes)).await {
-            Ok(()) => Ok(bytes.into()),
-            Err(ReceiveError::Registry(err)) => Err(err.into()),
-            Err(ReceiveError::Closed) => Err(PullError::Interrupted(content.digest)),
-        }
-    }
-}
-
-/// Where received bytes go.
-enum Sink<'a> {
-    Layer(&'a mpsc::Sender<Piece>),
-    Memory(&'a mut Vec<u8>),
-}
-
-impl Sink<'_> {
-    async fn take(&mut self, piece: Piece) -> Result<(), ReceiveError> {
-        match (self, piece) {
-            (Self::Layer(sender), piece) => sender.send(piece).await.map_err(|_| ReceiveError::Closed),
-            (Self::Memory(bytes), Piece::Data(data)) => {
-                bytes.extend_from_slice(&data);
-                Ok(())
+        let transfer = self.transfer(repository, *content, &progress);
+        loop {
+            let mut bytes = Vec::new();
+            match transfer.receive(&mut route, None, Sink::Memory(&mut bytes)).await {
+                Ok(()) => return Ok(bytes.into()),
+                Err(Stopped::Wrong(Verdict::BeginAnew) | Stopped::Abandoned(Verdict::BeginAnew)) => {}
+                Err(Stopped::Wrong(Verdict::GiveUp) | Stopped::Abandoned(Verdict::GiveUp) | Stopped::Closed) => break,
             }
-            (Self::Memory(_), Piece::Verified) => Ok(()),
         }
+        Err(unserved(route, repository, content))
     }
 }
 
-#[derive(Debug)]
-enum ReceiveError {
-    Registry(RegistryError),
-    /// The other side has gone.
-    Closed,
-}
-
-impl From<RegistryError> for ReceiveError {
-    fn from(err: RegistryError) -> Self {
-        Self::Registry(err)
-    }
-}
-
-/// Receives a blob and verifies it. A connection that breaks is taken up again where it broke, a few times in a row.
-async fn receive(
-    repository: &dyn Repository,
-    content: &Content,
-    without: &[usize],
-    endpoint: &mut Option<usize>,
-    progress: &Progress,
-    mut sink: Sink<'_>,
-) -> Result<(), ReceiveError> {
-    let mut received = Received { content: *content, hasher: sha2::Sha256::new(), count: 0 };
-    let (mut failures, mut count_at_failure) = (0, 0);
-    loop {
-        let err = match received.transfer(repository, without, endpoint, progress, &mut sink).await {
-            Ok(url) => {
-                received.verify(url)?;
-                return sink.take(Piece::Verified).await;
-            }
-            Err(ReceiveError::Registry(err)) if err.is_transient() => err,
-            Err(other) => return Err(other),
-        };
-        if received.count >= count_at_failure + PROGRESS_BYTES {
-            failures = 0;
-        }
-        count_at_failure = received.count;
-        failures += 1;
-        tracing::debug!(blob = %content.digest, error = %err, at = received.count, "transfer broke off");
-        match retry::wait(failures, err.retry_after(), rand::random()) {
-            Some(wait) => tokio::time::sleep(wait).await,
-            None => return Err(err.into()),
-        }
-    }
-}
-
-struct Received {
-    content: Content,
-    hasher: sha2::Sha256,
-    count: u64,
-}
-
-impl Received {
-    /// One request, from where the last one ended. Returns the address when all has come.
-    async fn transfer(
-        &mut self,
-        repository: &dyn Repository,
-        without: &[usize],
-        endpoint: &mut Option<usize>,
-        progress: &Progress,
-        sink: &mut Sink<'_>,
-    ) -> Result<String, ReceiveError> {
-        let Content { digest, size } = self.content;
-        let mut stream = repository.blob(&digest, size, self.count, without).await?;
-        *endpoint = Some(stream.endpoint);
-        // A registry that does not do ranges begins anew; what we have is not taken twice.
-        let mut skip = self.count.saturating_sub(stream.offset);
-        while let Some(chunk) = stream.bytes.next().await {
-            let mut chunk = chunk?;
-            let skipped = usize::try_from(skip).unwrap_or(usize::MAX).min(chunk.len());
-            skip -= u64::try_from(skipped).unwrap_or(u64::MAX);
-            let chunk = chunk.split_off(skipped);
-            if chunk.is_empty() {
-                continue;
-            }
-            self.count += u64::try_from(chunk.len()).unwrap_or(u64::MAX);
-            if self.count > size {
-                let what = digest.to_string();
-                return Err(RegistryError::TooLong { what, url: stream.url, limit_bytes: size }.into());
-            }
-            self.hasher.update(&chunk);
-            progress.set(self.count);
-            sink.take(Piece::Data(chunk)).await?;
-        }
-        if self.count < size {
-            let url = stream.url;
-            return Err(RegistryError::Truncated { url, digest, got_bytes: self.count, expected_bytes: size }.into());
-        }
-        Ok(stream.url)
-    }
-
-    fn verify(self, url: String) -> Result<(), RegistryError> {
-        let actual = Digest::from_bytes(self.hasher.finalize().into());
-        let expected = self.content.digest;
-        if actual == expected { Ok(()) } else { Err(RegistryError::WrongDigest { url, expected, actual }) }
-    }
-}
-
-/// The blocking half of a pull.
-struct Unpack {
-    store: Arc<Store>,
-    snapshotter: Arc<dyn Snapshotter>,
-    layer: PlannedLayer,
-}
-
-impl Unpack {
-    fn run(&self, pieces: mpsc::Receiver<Piece>) -> Result<Layer, PullError> {
-        let mut writer = self.snapshotter.begin_layer(None)?;
-        let (full, to_write) = blocking::sync_channel::<Vec<u8>>(BUFFERS);
-        let (empty, to_fill) = blocking::sync_channel::<Vec<u8>>(BUFFERS);
-        for _ in 0..BUFFERS {
-            // The channel has room for all of them.
-            let _ = empty.try_send(vec![0; BUFFER_BYTES]);
-        }
-        // A plain thread: it lives only as long as this scope.
-        let (inflated, written) = std::thread::scope(|scope| {
-            let writing = scope.spawn(|| write_all(writer.as_mut(), to_write, empty));
-            let inflated = inflate_all(pieces, full, &to_fill);
-            // Without this, a writer that failed and an inflater that still sends would wait for each other.
-            drop(to_fill);
-            (inflated, writing.join())
-        });
-        // A writer that failed made the inflater stop, so its error is the cause.
-        written.map_err(|_| PullError::Interrupted(self.layer.blob.digest))??;
-        inflated.map_err(|source| PullError::Inflate { digest: self.layer.blob.digest, source })?;
-        let layer = writer.finish(&self.layer.diff_id)?;
-        self.store.record_layer(&layer.diff_id, layer.size_bytes, layer.disk_bytes, unix_seconds());
-        Ok(layer)
-    }
-}
-
-fn inflate_all(
-    pieces: mpsc::Receiver<Piece>,
-    full: blocking::SyncSender<Vec<u8>>,
-    to_fill: &blocking::Receiver<Vec<u8>>,
-) -> io::Result<()> {
-    let stopped = || io::Error::new(io::ErrorKind::BrokenPipe, "the writer has stopped");
-    let mut plain = inflate::plain(PieceReader::new(pieces))?;
-    loop {
-        let mut buffer = to_fill.recv().map_err(|_| stopped())?;
-        buffer.resize(BUFFER_BYTES, 0);
-        let filled = inflate::fill(plain.as_mut(), &mut buffer)?;
-        if filled == 0 {
-            return Ok(());
-        }
-        buffer.truncate(filled);
-        full.send(buffer).map_err(|_| stopped())?;
-    }
-}
-
-fn write_all(
-    writer: &mut dyn LayerWriter,
-    to_write: blocking::Receiver<Vec<u8>>,
-    empty: blocking::SyncSender<Vec<u8>>,
-) -> Result<(), SnapshotError> {
-    for buffer in to_write {
-        writer.write(&buffer)?;
-        // The inflater has ended when nobody takes it back.
-        let _ = empty.try_send(buffer);
-    }
-    Ok(())
+/// What each source had to say.
+fn unserved(route: Route, repository: &dyn Repository, content: &Content) -> PullError {
+    let otherwise = || RegistryError::Malformed {
+        url: repository.name().to_owned(),
+        why: format!("{} is served by nobody", content.digest),
+    };
+    route.into_error(otherwise).into()
 }
 
 /// Does something that takes disk space; where there is none, again after unused layers have made room. Blocks.

@@ -84,6 +84,14 @@ pub struct PlannedLayer {
     pub blob: Content,
 }
 
+impl PlannedLayer {
+    /// What the plain tar takes at least: all that is known before it comes. A manifest tells the size as transferred, which
+    /// is the plain one where a layer is not compressed, and below it where it is.
+    pub fn plain_bytes_at_least(&self) -> u64 {
+        self.blob.size
+    }
+}
+
 /// What is to be done for an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {

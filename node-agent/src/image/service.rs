@@ -1,6 +1,6 @@
 //! [`Images`] for pods: the one rule, carried out.
 
-use std::sync::Arc;
+use std::{num::NonZeroU64, sync::Arc};
 
 use async_trait::async_trait;
 use tokio::{
@@ -11,17 +11,21 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     EnsureImage, EnsureImageError, ImageProgress, Images, PresentImage, PullPolicy,
+    bandwidth::Bandwidth,
     cache::{BuildCache, CacheError, CacheList, Held, Keeper, NodeImage},
     documents::Documents,
-    fetch::Fetcher,
+    fetch::{Fetcher, Moved},
     mounts::{Mounts, Pin},
+    partial::Partials,
     pull::{PullError, Puller},
     pull_plan::Platform,
+    pulls::{PullList, Pulls},
     resolve::{ResolveError, ResolvedImage, Resolver},
 };
 use crate::{
     chain::Chain,
     digest::Digest,
+    meters::Meters,
     registry::{Reference, Registries, RegistryAccess, RegistryError},
     snapshot::{SnapshotError, Snapshotter},
     store::{Store, StoreError},
@@ -32,8 +36,12 @@ use crate::{
 pub struct ImageConfig {
     /// How many layers come from one registry at once.
     pub max_parallel_layers: usize,
+    /// How many bytes a second may come from all registries together.
+    pub registry_bandwidth: Option<NonZeroU64>,
     /// What images are chosen for.
     pub platform: Platform,
+    /// Where pulls are counted.
+    pub meters: Meters,
 }
 
 /// The images and image caches of this host. Its tasks end with [`ImageService::shutdown`].
@@ -52,6 +60,7 @@ pub(super) struct Engine {
     pub(super) resolver: Resolver,
     pub(super) fetcher: Fetcher,
     pub(super) mounts: Arc<Mounts>,
+    pub(super) pulls: Pulls,
 }
 
 /// Why an image could not be had, before it is put into words for a pod.
@@ -84,9 +93,9 @@ impl Engine {
         &self,
         reference: &Reference,
         access: &RegistryAccess,
-        report: impl FnMut(super::fetch::Moved),
+        report: impl FnMut(Moved),
     ) -> Result<Pulled, EngineError> {
-        let repository = self.registries.open(reference, access)?;
+        let repository = self.registries.open(reference, access).await?;
         let image = self.resolver.at_registry(reference, &repository).await?;
         // Pinned before looking what is here, so that nothing of it is evicted in between.
         let pin = self.mounts.pin(&image.image_layers()).await?;
@@ -130,12 +139,21 @@ impl ImageService {
     ) -> Result<Arc<Self>, StoreError> {
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let documents = Documents(Arc::clone(&store));
-        let puller = Puller { store: Arc::clone(&store), snapshotter: Arc::clone(&snapshotter), tasks: tasks.clone() };
+        let pulls = Pulls::new(config.meters.clone(), tasks.clone());
+        let puller = Puller {
+            store: Arc::clone(&store),
+            snapshotter: Arc::clone(&snapshotter),
+            partials: Partials::new(Arc::clone(&store)),
+            bandwidth: Arc::new(Bandwidth::new(config.registry_bandwidth)),
+            meters: config.meters,
+            tasks: tasks.clone(),
+        };
         let engine = Arc::new(Engine {
             registries,
             resolver: Resolver::new(documents, config.platform, puller.clone(), tasks.clone()),
             fetcher: Fetcher::new(puller, config.max_parallel_layers, tasks.clone()),
             mounts: Mounts::new(Arc::clone(&store), snapshotter, tasks.clone(), stop.clone()),
+            pulls,
         });
         let caches = Keeper::open(Arc::clone(&engine), store, &tasks, stop.clone()).await?;
         Ok(Arc::new(Self { engine, caches, tasks, stop }))
@@ -161,6 +179,11 @@ impl ImageService {
     /// All caches, as they are now and whenever they change. What happened between two looks is in [`super::changes`].
     pub fn watch_caches(&self) -> watch::Receiver<CacheList> {
         self.caches.watch()
+    }
+
+    /// The pulls under way, as they are now and whenever they change.
+    pub fn watch_pulls(&self) -> watch::Receiver<PullList> {
+        self.engine.pulls.watch()
     }
 
     /// The images of the caches, for the node's status.
@@ -248,10 +271,13 @@ impl ImageService {
     ) -> Result<PresentImage, EngineError> {
         let wished = Instant::now();
         tell(progress, ImageProgress::Pulling).await;
-        let report = |moved: super::fetch::Moved| {
+        // Its end gives memory back, so it is held until the image is mounted.
+        let pull = self.engine.pulls.begin(reference, jiff::Timestamp::now());
+        let report = |moved: Moved| {
+            pull.moved(moved);
+            let Moved { done_bytes, total_bytes, done_layers, total_layers } = moved;
             // What is not read in time is out of date.
-            let _ = progress
-                .try_send(ImageProgress::Layers { done_bytes: moved.done_bytes, total_bytes: moved.total_bytes });
+            let _ = progress.try_send(ImageProgress::Layers { done_bytes, total_bytes, done_layers, total_layers });
         };
         let pulled = self.engine.pull(reference, &wish.access, report).await?;
         let waited = pulled.waited();

@@ -18,6 +18,7 @@ struct State {
     unfinished: usize,
     full: bool,
     panics_at_mount: bool,
+    size_hints: Vec<Option<u64>>,
 }
 
 /// Layers in memory; clones share them.
@@ -40,6 +41,15 @@ impl TestSnapshotter {
         self.state.lock().unwrap().unfinished
     }
 
+    /// What was said of the size of each layer that was begun.
+    pub(super) fn size_hints(&self) -> Vec<Option<u64>> {
+        self.state.lock().unwrap().size_hints.clone()
+    }
+
+    pub(super) fn forget_layers(&self) {
+        self.state.lock().unwrap().layers.clear();
+    }
+
     pub(super) fn set_full(&self, full: bool) {
         self.state.lock().unwrap().full = full;
     }
@@ -54,8 +64,10 @@ impl Snapshotter for TestSnapshotter {
         Driver::Directory
     }
 
-    fn begin_layer(&self, _size_hint: Option<u64>) -> Result<Box<dyn LayerWriter>, SnapshotError> {
-        self.state.lock().unwrap().unfinished += 1;
+    fn begin_layer(&self, size_hint: Option<u64>) -> Result<Box<dyn LayerWriter>, SnapshotError> {
+        let mut state = self.state.lock().unwrap();
+        state.unfinished += 1;
+        state.size_hints.push(size_hint);
         Ok(Box::new(Writer { state: Arc::clone(&self.state), bytes: Vec::new() }))
     }
 

@@ -66,6 +66,14 @@ pub fn pulling(image: &str) -> Notice {
     normal("Pulling", format!("Pulling image \"{image}\""))
 }
 
+/// How far a pull that takes long has come: what is done, and of how much.
+pub fn pull_progress(image: &str, bytes: (u64, u64), layers: (u32, u32)) -> Notice {
+    let mebibytes = |bytes: u64| bytes.div_ceil(1 << 20);
+    let (done, total) = (mebibytes(bytes.0), mebibytes(bytes.1));
+    let (whole, all) = layers;
+    normal("Pulling", format!("Pulling image \"{image}\": {done} of {total} MiB, {whole} of {all} layers"))
+}
+
 /// The image came from the registry.
 pub fn pulled(image: &str, took: Duration, with_waiting: Duration, size_bytes: u64) -> Notice {
     let (took, with_waiting) = (go_duration(took), go_duration(with_waiting));

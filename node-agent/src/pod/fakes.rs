@@ -66,6 +66,8 @@ struct State {
 pub(crate) enum Pull {
     Fails(&'static str),
     Hangs,
+    /// Takes a minute and a half, and tells every second how far it is.
+    Creeps,
 }
 
 #[derive(Debug)]
@@ -245,6 +247,18 @@ impl Images for FakeHost {
                 Err(EnsureImageError::Pull { reference: wish.reference, cause: cause.to_owned() })
             }
             Some(Pull::Hangs) => std::future::pending().await,
+            Some(Pull::Creeps) => {
+                for second in 0..90 {
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    let (done_bytes, total_bytes) = (second << 20, 90 << 20);
+                    let layers = ImageProgress::Layers { done_bytes, total_bytes, done_layers: 1, total_layers: 2 };
+                    progress.send(layers).await.unwrap();
+                }
+                let (took, size_bytes) = (Duration::from_secs(90), 90 << 20);
+                let pulled = ImageProgress::Pulled { took, took_with_waiting: took, size_bytes };
+                progress.send(pulled).await.unwrap();
+                Ok(present(&wish.reference))
+            }
             None => {
                 let (took, size_bytes) = (Duration::from_secs(1), 42);
                 let pulled = ImageProgress::Pulled { took, took_with_waiting: took, size_bytes };

@@ -1,27 +1,33 @@
-//! Blobs through `oci-distribution`: the bulk of what a pull moves.
+//! Blobs through `oci-distribution`: the bulk of what pulls move.
 //!
-//! The crate gets its authorization from us and never goes to a realm itself, is never given a descriptor's own addresses
-//! (they would lead it anywhere), and its stream is not trusted: the reader verifies.
+//! The crate gets the requests that carry nothing secret, and of their answers those that are content. The rest goes over
+//! [`super::http`], for these reasons:
+//! - It follows redirects by itself, and a header that is taken off at the first hop to another host is back at the second
+//!   one there. So it never sees a login, nor a token that a login was shown for.
+//! - It knows no client certificates and no further headers, and puts `/v2` where it likes.
+//! - It would read the body of an error whole, and keeps the challenge and `Retry-After` to itself.
+//!
+//! It is never given a descriptor's own addresses, which would lead it anywhere, and its stream is not trusted: the reader
+//! verifies.
 
-use std::{io, time::Duration};
+use std::{future::ready, io, pin::pin, time::Duration};
 
 use bytes::Bytes;
 use futures::{StreamExt as _, stream::BoxStream};
 use oci_distribution::{
-    Client, Reference, RegistryOperation,
-    client::{BlobResponse, Certificate, CertificateEncoding, ClientConfig, ClientProtocol},
-    errors::{OciDistributionError, OciEnvelope, OciErrorCode},
+    Client, Reference,
+    client::{BlobResponse, ClientConfig, LayerDescriptor},
+    errors::{DigestError, OciDistributionError},
     secrets::RegistryAuth,
-    token_cache::RegistryTokenType,
 };
-use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 
-use super::{
-    RegistryError,
-    hosts::Endpoint,
-    http::{Authorization, status_error, transport},
-};
-use crate::digest::Digest;
+use super::{RegistryError, answer::transport, hosts::Endpoint, http::Authorization, range::Promise};
+use crate::host::memory;
+
+/// By how much the whole process may grow while it waits for the crate to say what an answer is.
+const MAX_GROWTH: u64 = 64 << 20;
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// A client for the blobs of one repository at one endpoint, with one authorization.
 #[derive(Clone)]
@@ -38,8 +44,14 @@ impl std::fmt::Debug for BlobClient {
     }
 }
 
-/// Whether the crate can speak to this endpoint: it knows no client certificates, no further headers, and puts `/v2` where
-/// it likes.
+/// An answer to a request for a blob.
+pub(super) enum Answer {
+    Content(Promise<'static>, BoxStream<'static, Result<Bytes, RegistryError>>),
+    /// Anything else. What it is has to be asked again, over our own path.
+    Other,
+}
+
+/// Whether the crate can speak to this endpoint.
 pub(super) fn can_serve(endpoint: &Endpoint) -> bool {
     endpoint.client.is_none() && endpoint.headers.is_empty() && split_prefix(&endpoint.prefix).is_some()
 }
@@ -56,45 +68,28 @@ impl BlobClient {
     /// A client for `repository` of `registry` at `endpoint`, for which [`can_serve`] holds.
     pub(super) async fn new(
         endpoint: &Endpoint,
-        registry: &str,
-        repository: &str,
+        config: ClientConfig,
+        (registry, repository): (&str, &str),
         authorization: Authorization,
         stall: Duration,
     ) -> Result<Self, RegistryError> {
         let (before, after) = split_prefix(&endpoint.prefix).unwrap_or(("", ""));
         let host = format!("{}{before}", endpoint.host);
         let repository = if after.is_empty() { repository.to_owned() } else { format!("{after}/{repository}") };
-        let mut reference = if endpoint.origin {
-            Reference::with_tag(host.clone(), repository, "latest".to_owned())
-        } else {
-            Reference::with_tag(registry.to_owned(), repository, "latest".to_owned())
-        };
+        let at = if endpoint.origin { host.clone() } else { registry.to_owned() };
+        let mut reference = Reference::with_tag(at, repository, "latest".to_owned());
         if !endpoint.origin {
             reference.set_mirror_registry(host.clone());
         }
-        let config = ClientConfig {
-            protocol: if endpoint.plain { ClientProtocol::Http } else { ClientProtocol::Https },
-            accept_invalid_certificates: endpoint.skip_verify,
-            extra_root_certificates: certificates(endpoint)?,
-            platform_resolver: None,
-            read_timeout: Some(stall),
-            connect_timeout: Some(endpoint.dial_timeout),
-            user_agent: concat!("larder/", env!("CARGO_PKG_VERSION")),
-            ..ClientConfig::default()
-        };
         let base = endpoint.base();
-        let client = Client::try_from(config).map_err(|err| to_error(err, &base, stall))?;
-        match &authorization {
-            Authorization::Anonymous => {}
-            Authorization::Bearer(token) => {
-                client.store_auth_if_needed(&host, &RegistryAuth::Bearer(token.clone())).await;
+        let client = Client::try_from(config).map_err(|err| {
+            if let OciDistributionError::RequestError(err) = err {
+                return transport("GET", &base, err, stall);
             }
-            // Left to itself, the crate would ask the registry where to send the password.
-            Authorization::Basic(username, password) => {
-                client.store_auth_if_needed(&host, &RegistryAuth::Anonymous).await;
-                let token = RegistryTokenType::Basic(username.clone(), password.clone());
-                client.tokens.insert(&reference, RegistryOperation::Pull, token).await;
-            }
+            RegistryError::Malformed { url: base.clone(), why: err.to_string() }
+        })?;
+        if let Authorization::Bearer(token) = &authorization {
+            client.store_auth_if_needed(&host, &RegistryAuth::Bearer(token.clone())).await;
         }
         Ok(Self { client, reference, authorization, stall })
     }
@@ -104,104 +99,67 @@ impl BlobClient {
         &self.authorization
     }
 
-    /// Opens a blob. Returns where the stream begins: at `offset`, or at 0.
-    pub(super) async fn open(
-        &self,
-        digest: &Digest,
-        offset: u64,
-        url: &str,
-    ) -> Result<(u64, BoxStream<'static, Result<Bytes, RegistryError>>), RegistryError> {
-        let digest = digest.to_string();
-        let asking = self.client.pull_blob_stream_partial(&self.reference, digest.as_str(), offset, None);
-        let response = match tokio::time::timeout(self.stall, asking).await {
-            Ok(response) => response.map_err(|err| to_error(err, url, self.stall))?,
-            Err(_) => return Err(RegistryError::Stalled { method: "GET", url: url.to_owned(), after: self.stall }),
+    /// Asks for a blob from `offset` on; `url` is for messages. An error is one below HTTP.
+    pub(super) async fn open(&self, digest: &str, offset: u64, url: &str) -> Result<Answer, RegistryError> {
+        // No address at all: after an error the crate turns to the further addresses before it reads the body, and gives up.
+        let nowhere = Some(vec![String::new()]);
+        let layer = LayerDescriptor { digest, urls: &nowhere };
+        let asking = self.client.pull_blob_stream_partial(&self.reference, &layer, offset, None);
+        let stall = self.stall;
+        let answer = tokio::time::timeout(stall, while_small(asking)).await;
+        let (partial, sized) = match answer {
+            Err(_) => return Err(RegistryError::Stalled { method: "GET", url: url.to_owned(), after: stall }),
+            Ok(Some(Ok(BlobResponse::Full(sized)))) => (false, sized),
+            Ok(Some(Ok(BlobResponse::Partial(sized)))) => (true, sized),
+            Ok(Some(Err(OciDistributionError::RequestError(err)))) if err.is_connect() || err.is_timeout() => {
+                return Err(transport("GET", url, err, stall));
+            }
+            Ok(Some(Err(_)) | None) => return Ok(Answer::Other),
         };
-        let (begins, sized) = match response {
-            BlobResponse::Full(sized) => (0, sized),
-            BlobResponse::Partial(sized) => (offset, sized),
-        };
-        let (url, stall) = (url.to_owned(), self.stall);
-        let bytes = sized.stream.map(move |chunk| chunk.map_err(|err| stream_error(err, &url, stall)));
-        Ok((begins, bytes.boxed()))
+        // The crate does not show `Content-Range`. Bytes of another range are found out when they are verified.
+        let promise = Promise { partial, content_range: None, content_length: sized.content_length };
+        let url = url.to_owned();
+        let bytes = sized
+            .stream
+            // Its verdict on the whole is the reader's to give, who knows what was before `offset`.
+            .take_while(|chunk| ready(!matches!(chunk, Err(err) if is_verdict(err))))
+            .map(move |chunk| chunk.map_err(|err| stream_error(err, &url, stall)));
+        Ok(Answer::Content(promise, bytes.boxed()))
     }
 }
 
-fn certificates(endpoint: &Endpoint) -> Result<Vec<Certificate>, RegistryError> {
-    let mut all = Vec::new();
-    for path in &endpoint.ca {
-        let wrong = |why: String| RegistryError::Certificate { path: path.clone(), why };
-        for certificate in CertificateDer::pem_file_iter(path).map_err(|err| wrong(err.to_string()))? {
-            let certificate = certificate.map_err(|err| wrong(err.to_string()))?;
-            all.push(Certificate { encoding: CertificateEncoding::Der, data: certificate.to_vec() });
+/// Waits for an answer; none when this process has grown too much meanwhile. The body of an answer that is neither content
+/// nor an error, such as a redirect to nowhere, is read whole by the crate before it says so, and may have no end.
+async fn while_small<T>(asking: impl Future<Output = T>) -> Option<T> {
+    let most = memory::resident_bytes().saturating_add(MAX_GROWTH);
+    let (mut looks, mut asking) = (tokio::time::interval(LOOK), pin!(asking));
+    loop {
+        tokio::select! {
+            // A body that is always there would use up the turn that the interval needs.
+            biased;
+            // Safe to drop: it is asked again.
+            _ = looks.tick() => {
+                if memory::resident_bytes() > most {
+                    return None;
+                }
+            }
+            // Not dropped but with this function, and that closes the connection.
+            answer = &mut asking => return Some(answer),
         }
     }
-    Ok(all)
+}
+
+fn is_verdict(err: &io::Error) -> bool {
+    err.get_ref().is_some_and(|inner| inner.is::<DigestError>())
 }
 
 fn stream_error(err: io::Error, url: &str, stall: Duration) -> RegistryError {
     let kind = err.kind();
     match err.into_inner().map(|inner| inner.downcast::<reqwest::Error>()) {
         Some(Ok(inner)) => transport("GET", url, *inner, stall),
-        Some(Err(inner)) => match inner.downcast::<oci_distribution::errors::DigestError>() {
-            Ok(inner) => digest_error(*inner, url),
-            Err(inner) => RegistryError::Connection { method: "GET", url: url.to_owned(), cause: inner.to_string() },
-        },
+        Some(Err(inner)) => RegistryError::Connection { method: "GET", url: url.to_owned(), cause: inner.to_string() },
         None => RegistryError::Connection { method: "GET", url: url.to_owned(), cause: kind.to_string() },
     }
-}
-
-fn digest_error(err: oci_distribution::errors::DigestError, url: &str) -> RegistryError {
-    use oci_distribution::errors::DigestError;
-
-    let malformed = |why: String| RegistryError::Malformed { url: url.to_owned(), why };
-    match err {
-        DigestError::VerificationError { expected, actual } => match (expected.parse(), actual.parse()) {
-            (Ok(expected), Ok(actual)) => RegistryError::WrongDigest { url: url.to_owned(), expected, actual },
-            _ => malformed(format!("content has digest {actual}, expected {expected}")),
-        },
-        DigestError::InvalidHeader(_) | DigestError::UnsupportedAlgorithm(_) | DigestError::MissingAlgorithm => {
-            malformed(err.to_string())
-        }
-    }
-}
-
-/// The crate keeps the status of some answers only; for the others it follows from the specification's error codes.
-fn to_error(err: OciDistributionError, url: &str, stall: Duration) -> RegistryError {
-    let status = |code: u16, message: String| {
-        let status = reqwest::StatusCode::from_u16(code).unwrap_or(reqwest::StatusCode::BAD_REQUEST);
-        status_error("GET", url.to_owned(), status, message, None)
-    };
-    #[expect(clippy::wildcard_enum_match_arm, reason = "the rest are errors of pushing, or say all in their text")]
-    match err {
-        OciDistributionError::RequestError(err) => transport("GET", url, err, stall),
-        OciDistributionError::UnauthorizedError { .. } => status(401, String::new()),
-        OciDistributionError::ServerError { code, .. } => status(code, String::new()),
-        OciDistributionError::RegistryError { envelope, .. } => status(code_of(&envelope), words_of(&envelope)),
-        OciDistributionError::DigestError(err) => digest_error(err, url),
-        OciDistributionError::IoError(err) => stream_error(err, url, stall),
-        other => RegistryError::Malformed { url: url.to_owned(), why: other.to_string() },
-    }
-}
-
-fn code_of(envelope: &OciEnvelope) -> u16 {
-    match envelope.errors.first().map(|error| &error.code) {
-        Some(
-            OciErrorCode::BlobUnknown
-            | OciErrorCode::ManifestUnknown
-            | OciErrorCode::ManifestBlobUnknown
-            | OciErrorCode::NameUnknown
-            | OciErrorCode::NotFound,
-        ) => 404,
-        Some(OciErrorCode::Unauthorized) => 401,
-        Some(OciErrorCode::Denied) => 403,
-        Some(OciErrorCode::Toomanyrequests) => 429,
-        _ => 400,
-    }
-}
-
-fn words_of(envelope: &OciEnvelope) -> String {
-    serde_json::to_vec(envelope).map(|body| super::http::registry_words(&body)).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -220,5 +178,19 @@ mod tests {
         ] {
             assert_eq!(split_prefix(prefix), expected, "{prefix}");
         }
+    }
+
+    #[tokio::test]
+    async fn what_makes_the_process_grow_is_not_waited_for() {
+        let mut taken = Vec::new();
+        let greedy = async {
+            loop {
+                // Written to, or it would take no memory.
+                taken.push(vec![1_u8; 1 << 20]);
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        assert_eq!(tokio::time::timeout(Duration::from_secs(60), while_small::<()>(greedy)).await.unwrap(), None);
+        assert_eq!(while_small(ready(7)).await, Some(7));
     }
 }

@@ -2,22 +2,30 @@
 //!
 //! Pure: no I/O, no clock, no randomness.
 
+use std::fmt;
+
 use crate::registry::{Credential, Login};
 
-/// The logins that may be sent to `host` for `repository`, in the order given.
+/// The logins that may be sent to `host` for `repository`, in the kubelet's order: the more particular key first, and of
+/// the same key those that were given first.
 ///
 /// A key is `host[:port][/path]`, with or without a scheme; each part of the host may be a glob (`*.example.com`), the port
 /// must be the same, and the path must be a prefix of the repository's.
 pub fn matching<'a>(credentials: &'a [Credential], host: &str, repository: &str) -> Vec<&'a Login> {
-    let names = host_names(host);
-    credentials
+    let mut fitting: Vec<(String, &Login)> = credentials
         .iter()
-        .filter(|credential| {
-            let key = Key::of(&credential.registry);
-            names.iter().any(|name| key.fits(name, repository))
-        })
-        .map(|credential| &credential.login)
-        .collect()
+        .filter(|credential| fits(&credential.registry, host, repository))
+        .map(|credential| (Key::of(&credential.registry).to_string(), &credential.login))
+        .collect();
+    // The kubelet sorts the keys backwards as texts, so that a longer one comes before its own beginning.
+    fitting.sort_by(|(a, _), (b, _)| b.cmp(a));
+    fitting.into_iter().map(|(_, login)| login).collect()
+}
+
+/// Whether a key of a pull secret, or an entry of `matchImages`, fits an image.
+pub(super) fn fits(key: &str, host: &str, repository: &str) -> bool {
+    let key = Key::of(key);
+    host_names(host).iter().any(|name| key.fits(name, repository))
 }
 
 /// The names under which a pull secret may know a host. Docker Hub has three.
@@ -31,6 +39,16 @@ struct Key<'a> {
     host: &'a str,
     port: Option<&'a str>,
     path: &'a str,
+}
+
+impl fmt::Display for Key<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.host)?;
+        if let Some(port) = self.port {
+            write!(f, ":{port}")?;
+        }
+        if self.path.is_empty() { Ok(()) } else { write!(f, "/{}", self.path) }
+    }
 }
 
 impl<'a> Key<'a> {
@@ -102,11 +120,6 @@ mod tests {
 
     use super::*;
 
-    fn fits(key: &str, host: &str, repository: &str) -> bool {
-        let credential = Credential { registry: key.to_owned(), login: Login::RegistryToken("t".to_owned()) };
-        !matching(&[credential], host, repository).is_empty()
-    }
-
     #[test]
     fn takes_the_keys_that_the_kubelet_takes() {
         for (key, host, repository) in [
@@ -145,15 +158,21 @@ mod tests {
         }
     }
 
+    fn token(login: &Login) -> &str {
+        let Login::RegistryToken(token) = login else { panic!("the test made no other") };
+        token
+    }
+
     #[test]
-    fn keeps_the_order() {
-        let of = |key: &str, token: &str| Credential {
-            registry: key.to_owned(),
-            login: Login::RegistryToken(token.to_owned()),
+    fn the_more_particular_key_comes_first() {
+        let keys = ["*.io", "quay.io", "other.io", "https://quay.io/v2/", "quay.io/a/b", "quay.io/a", "quay.io"];
+        let of = |(number, key): (usize, &&str)| Credential {
+            registry: (*key).to_owned(),
+            login: Login::RegistryToken(number.to_string()),
         };
-        let all = [of("quay.io/a", "1"), of("other.io", "2"), of("quay.io", "3")];
-        let tokens: Vec<_> = matching(&all, "quay.io", "a/b").into_iter().cloned().collect();
-        assert_eq!(tokens, [Login::RegistryToken("1".to_owned()), Login::RegistryToken("3".to_owned())]);
+        let all: Vec<_> = keys.iter().enumerate().map(of).collect();
+        let order: Vec<_> = matching(&all, "quay.io", "a/b").into_iter().map(token).collect();
+        assert_eq!(order, ["4", "5", "1", "3", "6", "0"]);
     }
 
     proptest! {
@@ -162,6 +181,16 @@ mod tests {
             let _ = glob_fits(&glob, &text);
             prop_assert!(glob_fits("*", &text));
             prop_assert!(glob_fits(&text, &text));
+        }
+
+        #[test]
+        fn a_longer_path_comes_before_its_beginning(keys in proptest::collection::vec("q(/a){0,3}", 1..6)) {
+            let of = |key: &String| Credential { registry: key.clone(), login: Login::RegistryToken(key.clone()) };
+            let all: Vec<_> = keys.iter().map(of).collect();
+            let found = matching(&all, "q", "a/a/a");
+            prop_assert_eq!(found.len(), keys.len());
+            let lengths: Vec<usize> = found.into_iter().map(|login| token(login).len()).collect();
+            prop_assert!(lengths.is_sorted_by(|a, b| a >= b), "{:?}", lengths);
         }
     }
 }

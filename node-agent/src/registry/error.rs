@@ -8,7 +8,7 @@ use crate::digest::Digest;
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
     /// 401 or 403: nobody may have it with these logins.
-    #[error("unauthorized: {method} {url}: {status}{}; {}", detail(.message), hint(*.logins))]
+    #[error("unauthorized: {method} {url}: {status}{}; {}{}", detail(.message), hint(*.logins), also(.notes))]
     Unauthorized {
         /// `GET` ...
         method: &'static str,
@@ -20,6 +20,8 @@ pub enum RegistryError {
         message: String,
         /// How many logins were tried.
         logins: usize,
+        /// Why logins of the node's own may be missing.
+        notes: Vec<String>,
     },
     /// 404: no such repository, tag or blob, or none that we may see.
     #[error("not found: {method} {url}: {status}{}", detail(.message))]
@@ -69,6 +71,18 @@ pub enum RegistryError {
         /// How long we waited.
         after: Duration,
     },
+    /// A small document that did not come within its time.
+    #[error("{what} from {url} is too slow: {got_bytes} bytes came in {}", humantime::format_duration(*.after))]
+    TooSlow {
+        /// `manifest` or `token`.
+        what: String,
+        /// What was asked for.
+        url: String,
+        /// What came.
+        got_bytes: u64,
+        /// How long we waited.
+        after: Duration,
+    },
     /// The content ended too early.
     #[error("{digest} from {url} is truncated: {got_bytes} of {expected_bytes} bytes came")]
     Truncated {
@@ -91,6 +105,18 @@ pub enum RegistryError {
         /// Where reading stopped.
         limit_bytes: u64,
     },
+    /// Another length is announced than there should be.
+    #[error("{digest} from {url} has {announced_bytes} bytes, expected {expected_bytes}")]
+    WrongLength {
+        /// What was asked for.
+        url: String,
+        /// Its digest.
+        digest: Digest,
+        /// What the registry announces.
+        announced_bytes: u64,
+        /// What its descriptor says.
+        expected_bytes: u64,
+    },
     /// The content is not what it is said to be.
     #[error("content from {url} has digest {actual}, expected {expected}")]
     WrongDigest {
@@ -108,6 +134,14 @@ pub enum RegistryError {
         url: String,
         /// What is wrong with the answer.
         why: String,
+    },
+    /// Docker's first format, which cannot be verified.
+    #[error(
+        "{url} is a manifest of schema version 1, which is not supported: push the image again with a current tool"
+    )]
+    SchemaOne {
+        /// What was asked for.
+        url: String,
     },
     /// The registry wants a login to be sent to somebody else.
     #[error("{registry} asks for a token from {realm}: refused, {why}")]
@@ -135,6 +169,12 @@ pub enum RegistryError {
         /// What is wrong with it.
         why: String,
     },
+    /// A proxy that cannot be used.
+    #[error("the address of the proxy in {variable} cannot be read")]
+    Proxy {
+        /// The environment's variable.
+        variable: &'static str,
+    },
     /// No endpoint may be asked for this.
     #[error("no configured host of {registry} can {capability}")]
     NoEndpoint {
@@ -150,6 +190,10 @@ pub enum RegistryError {
 
 fn detail(message: &str) -> String {
     if message.is_empty() { String::new() } else { format!(": {message}") }
+}
+
+fn also(notes: &[String]) -> String {
+    notes.iter().fold(String::new(), |text, note| text + "; " + note)
 }
 
 fn hint(logins: usize) -> String {
@@ -182,27 +226,34 @@ impl RegistryError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Status { code, .. } => matches!(code, 408 | 429 | 500..=599),
-            Self::Connection { .. } | Self::Stalled { .. } | Self::Truncated { .. } => true,
+            Self::Connection { .. } | Self::Stalled { .. } | Self::TooSlow { .. } | Self::Truncated { .. } => true,
             Self::AllFailed(errors) => errors.last().is_some_and(Self::is_transient),
             Self::Unauthorized { .. }
             | Self::NotFound { .. }
             | Self::TooLong { .. }
+            | Self::WrongLength { .. }
             | Self::WrongDigest { .. }
             | Self::Malformed { .. }
+            | Self::SchemaOne { .. }
             | Self::Realm { .. }
             | Self::HostsFile { .. }
             | Self::Certificate { .. }
+            | Self::Proxy { .. }
             | Self::NoEndpoint { .. } => false,
         }
     }
 
-    /// Whether a host gave something else than what was asked for. Another host may have the right thing.
+    /// Whether a host gave something else than what was asked for. Another host may have the right thing. 416 is one that
+    /// has less of it than we have already.
     pub fn is_wrong_content(&self) -> bool {
-        matches!(self, Self::WrongDigest { .. } | Self::TooLong { .. })
+        matches!(self, Self::WrongDigest { .. } | Self::TooLong { .. } | Self::Status { code: 416, .. })
     }
 
     /// Whether another login may be allowed what this one was not. Registries hide what one may not see behind 404.
     pub fn is_about_access(&self) -> bool {
+        if let Self::AllFailed(errors) = self {
+            return errors.iter().any(Self::is_about_access);
+        }
         matches!(self, Self::Unauthorized { .. } | Self::NotFound { .. })
     }
 
@@ -215,19 +266,23 @@ impl RegistryError {
             | Self::NotFound { .. }
             | Self::Connection { .. }
             | Self::Stalled { .. }
+            | Self::TooSlow { .. }
             | Self::Truncated { .. }
             | Self::TooLong { .. }
+            | Self::WrongLength { .. }
             | Self::WrongDigest { .. }
             | Self::Malformed { .. }
+            | Self::SchemaOne { .. }
             | Self::Realm { .. }
             | Self::HostsFile { .. }
             | Self::Certificate { .. }
+            | Self::Proxy { .. }
             | Self::NoEndpoint { .. } => None,
         }
     }
 
-    /// One error from those of the endpoints in the order of trial.
-    pub(super) fn from_tried(mut errors: Vec<Self>) -> Self {
+    /// One error from those of the endpoints in the order of trial, of which there is at least one.
+    pub(crate) fn from_tried(mut errors: Vec<Self>) -> Self {
         match errors.len() {
             1 => errors.remove(0),
             _ => Self::AllFailed(errors),

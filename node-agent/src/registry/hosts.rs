@@ -72,6 +72,17 @@ impl Endpoint {
     }
 }
 
+/// Whether this is the very host that we run on. Registries there have no certificate as a rule, nobody can listen in
+/// between, and no proxy leads to them.
+pub(super) fn is_loopback(host: &str) -> bool {
+    let name = if let Some(rest) = host.strip_prefix('[') {
+        rest.split(']').next().unwrap_or(rest)
+    } else {
+        host.split(':').next().unwrap_or(host)
+    };
+    name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
 /// The endpoints for `registry`, in the order in which they are to be tried; `origin` is how the registry itself is spoken
 /// to when the file says nothing of it.
 ///
@@ -329,6 +340,16 @@ mod tests {
             std::fs::write(dir.path().join("_default/hosts.toml"), text).unwrap();
             let found = endpoints(Some(dir.path()), "a.local:1", origin());
             assert!(matches!(found, Err(RegistryError::HostsFile { .. })), "{text}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn knows_this_very_host() {
+        for host in ["localhost", "localhost:5000", "127.0.0.1:5000", "[::1]:5000", "127.9.9.9"] {
+            assert!(is_loopback(host), "{host}");
+        }
+        for host in ["registry-1.docker.io", "localhost.evil.org", "10.0.0.1:5000", "[fe80::1]"] {
+            assert!(!is_loopback(host), "{host}");
         }
     }
 

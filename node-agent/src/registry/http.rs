@@ -1,25 +1,29 @@
-//! Requests that decide about access: manifests, challenges, tokens. Every body is bounded, every wait has an end.
+//! Requests to registries. Every body but a blob's is bounded in size and time, every wait has an end, and what is for the
+//! registry goes nowhere else.
 
-use std::{
-    collections::HashMap,
-    path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
-    time::{Duration, SystemTime},
-};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use reqwest::header::{AUTHORIZATION, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use oci_distribution::client::ClientConfig;
+use reqwest::{
+    Response, Url,
+    header::{AUTHORIZATION, HeaderName, HeaderValue, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE},
+};
 
-use super::{RegistryError, challenge, challenge::Challenge, hosts::Endpoint, retry};
+use super::{
+    Proxies, RegistryError,
+    answer::{redirected_error, registry_words, status_error, transport},
+    challenge::{self, Challenge},
+    connection::Connections,
+    hosts::Endpoint,
+    redirect::{self, MAX_REDIRECTS},
+    retry,
+};
 
 /// Of an error body, more is of no use.
 const MAX_ERROR_BODY: usize = 16 << 10;
-/// Of a registry's own words, more does not fit into an event.
-const MAX_MESSAGE: usize = 300;
-/// Redirects of one request.
-const MAX_REDIRECTS: usize = 10;
-/// Connection settings kept at once; more than a node has registries.
-const MAX_CLIENTS: usize = 64;
+/// How many times the longest silence a small document may take to come: one that drips must not be waited for for ever.
+const SILENCES: u32 = 4;
 
 /// What the requests go out with.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,24 +55,22 @@ pub(super) struct Refusal {
     pub(super) challenge: Option<Challenge>,
 }
 
-/// Makes requests. Connections are kept for each way of speaking TLS.
+impl From<RegistryError> for Refusal {
+    fn from(error: RegistryError) -> Self {
+        Self { error, challenge: None }
+    }
+}
+
+/// Makes requests.
 #[derive(Debug)]
 pub(super) struct Http {
     stall: Duration,
-    clients: Mutex<HashMap<ClientKey, reqwest::Client>>,
-}
-
-/// What makes two endpoints need different connection settings. Certificates are read again when their file changes.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct ClientKey {
-    skip_verify: bool,
-    dial_timeout: Duration,
-    files: Vec<(PathBuf, Option<SystemTime>)>,
+    connections: Connections,
 }
 
 impl Http {
-    pub(super) fn new(stall: Duration) -> Self {
-        Self { stall, clients: Mutex::default() }
+    pub(super) fn new(stall: Duration, proxies: Proxies) -> Self {
+        Self { stall, connections: Connections::new(stall, proxies) }
     }
 
     /// How long nothing may come before a request counts as stalled.
@@ -76,166 +78,171 @@ impl Http {
         self.stall
     }
 
-    /// Sends the request. An answer other than 2xx is a [`Refusal`].
-    pub(super) async fn send(&self, request: Request<'_>) -> Result<reqwest::Response, Refusal> {
-        let method = method_name(&request.method);
-        let url = request.url.clone();
-        let plain_refusal = |error| Refusal { error, challenge: None };
-        let client = self.client(request.endpoint).map_err(plain_refusal)?;
-        let built = build(&client, request);
-        let answer = tokio::time::timeout(self.stall, built.send()).await;
-        let response = match answer {
-            Ok(Ok(response)) => response,
-            Ok(Err(err)) => return Err(plain_refusal(transport(method, &url, err, self.stall))),
-            Err(_) => return Err(plain_refusal(RegistryError::Stalled { method, url, after: self.stall })),
-        };
-        if response.status().is_success() {
-            return Ok(response);
-        }
-        Err(self.refusal(method, url, response).await)
+    /// What `oci-distribution` is to know to speak to an endpoint as this does.
+    pub(super) fn package_config(&self, endpoint: &Endpoint) -> Result<ClientConfig, RegistryError> {
+        self.connections.package_config(endpoint)
     }
 
-    /// Posts a form, as the OAuth2 flow wants it.
+    /// Sends the request, and goes where it is sent. An answer other than 2xx is a [`Refusal`].
+    pub(super) async fn send(&self, request: Request<'_>) -> Result<Response, Refusal> {
+        let method = method_name(&request.method);
+        let malformed = |why: &str| RegistryError::Malformed { url: request.url.clone(), why: why.to_owned() };
+        let client = self.connections.client(request.endpoint)?;
+        let registry = Url::parse(&request.url).map_err(|_| malformed("it is not an address"))?;
+        let (mut at, mut home) = (registry.clone(), true);
+        for _ in 0..=MAX_REDIRECTS {
+            // Once away from the registry, nothing is carried any more, also where a later redirect leads back.
+            home &= redirect::same_host(&registry, &at);
+            let built = build(&client, &request, at.clone(), if home { Carried::All } else { Carried::Nothing });
+            let response = self.one_answer(method, &request.url, built).await?;
+            if response.status().is_success() {
+                return Ok(response);
+            }
+            let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
+            match redirect::target(&at, response.status(), location) {
+                Ok(Some(next)) => at = next,
+                Ok(None) if home => return Err(self.refusal(method, request.url, response).await),
+                Ok(None) => {
+                    let to = at.host_str().unwrap_or_default().to_owned();
+                    return Err(self.refusal_elsewhere(method, request.url, &to, response).await.into());
+                }
+                Err(why) => return Err(malformed(why.as_str()).into()),
+            }
+        }
+        Err(malformed("it redirects without end").into())
+    }
+
+    /// Posts a form, as the OAuth2 flow wants it. A redirect is not followed: the form is a login.
     pub(super) async fn post_form(
         &self,
         endpoint: &Endpoint,
         url: &str,
         form: &[(&str, &str)],
-    ) -> Result<reqwest::Response, RegistryError> {
-        let body = encode_form(form);
+    ) -> Result<Response, RegistryError> {
         let request = self
+            .connections
             .client(endpoint)?
             .post(url)
             .header(reqwest::header::CONTENT_TYPE, "application/x-www-form-urlencoded")
-            .body(body);
-        match tokio::time::timeout(self.stall, request.send()).await {
-            Ok(Ok(response)) if response.status().is_success() => Ok(response),
-            Ok(Ok(response)) => Err(self.refusal("POST", url.to_owned(), response).await.error),
-            Ok(Err(err)) => Err(transport("POST", url, err, self.stall)),
-            Err(_) => Err(RegistryError::Stalled { method: "POST", url: url.to_owned(), after: self.stall }),
+            .body(encode_form(form));
+        let response = self.one_answer("POST", url, request).await?;
+        if response.status().is_success() {
+            return Ok(response);
         }
+        Err(self.refusal("POST", url.to_owned(), response).await.error)
     }
 
-    /// The whole body, of at most `limit` bytes.
+    /// The whole body, of at most `limit` bytes, within a bounded time.
     pub(super) async fn body(
         &self,
-        mut response: reqwest::Response,
+        response: Response,
         url: &str,
         what: &str,
         limit: usize,
     ) -> Result<Bytes, RegistryError> {
         let mut body = BytesMut::new();
-        loop {
-            let chunk = match tokio::time::timeout(self.stall, response.chunk()).await {
-                Ok(Ok(Some(chunk))) => chunk,
-                Ok(Ok(None)) => return Ok(body.freeze()),
-                Ok(Err(err)) => return Err(transport("GET", url, err, self.stall)),
-                Err(_) => return Err(RegistryError::Stalled { method: "GET", url: url.to_owned(), after: self.stall }),
-            };
-            if body.len() + chunk.len() > limit {
+        let after = self.stall.saturating_mul(SILENCES);
+        let read = tokio::time::timeout(after, read_up_to(response, &mut body, limit)).await;
+        match read {
+            Ok(Ok(Extent::Whole)) => Ok(body.freeze()),
+            Ok(Ok(Extent::Cut)) => {
                 let limit_bytes = u64::try_from(limit).unwrap_or(u64::MAX);
-                return Err(RegistryError::TooLong { what: what.to_owned(), url: url.to_owned(), limit_bytes });
+                Err(RegistryError::TooLong { what: what.to_owned(), url: url.to_owned(), limit_bytes })
             }
-            body.extend_from_slice(&chunk);
+            Ok(Err(err)) => Err(transport("GET", url, err, self.stall)),
+            Err(_) => {
+                let got_bytes = u64::try_from(body.len()).unwrap_or(u64::MAX);
+                Err(RegistryError::TooSlow { what: what.to_owned(), url: url.to_owned(), got_bytes, after })
+            }
         }
     }
 
-    async fn refusal(&self, method: &'static str, url: String, response: reqwest::Response) -> Refusal {
-        let status = response.status();
-        let headers = response.headers();
-        let challenge =
-            challenge::parse(headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok()));
-        let retry_after = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()).and_then(retry::retry_after);
+    async fn one_answer(
+        &self,
+        method: &'static str,
+        url: &str,
+        request: reqwest::RequestBuilder,
+    ) -> Result<Response, RegistryError> {
+        match tokio::time::timeout(self.stall, request.send()).await {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(err)) => Err(transport(method, url, err, self.stall)),
+            Err(_) => Err(RegistryError::Stalled { method, url: url.to_owned(), after: self.stall }),
+        }
+    }
+
+    async fn refusal(&self, method: &'static str, url: String, response: Response) -> Refusal {
+        let challenges = response.headers().get_all(WWW_AUTHENTICATE);
+        let challenge = challenge::parse(challenges.iter().filter_map(|value| value.to_str().ok()));
+        let (status, retry_after) = (response.status(), retry_after(&response));
         let message = self.error_message(response).await;
         Refusal { error: status_error(method, url, status, message, retry_after), challenge }
     }
 
-    /// The registry's words, when it speaks as the distribution specification says. Any other body is not shown: it may
-    /// come from anywhere that a redirect leads to.
-    async fn error_message(&self, mut response: reqwest::Response) -> String {
+    async fn refusal_elsewhere(
+        &self,
+        method: &'static str,
+        url: String,
+        to: &str,
+        response: Response,
+    ) -> RegistryError {
+        let (status, retry_after) = (response.status(), retry_after(&response));
+        let message = self.error_message(response).await;
+        redirected_error(method, url, to, status, message, retry_after)
+    }
+
+    /// The registry's words, as far as they come in time.
+    async fn error_message(&self, response: Response) -> String {
         let mut body = BytesMut::new();
-        while body.len() < MAX_ERROR_BODY {
-            match tokio::time::timeout(self.stall, response.chunk()).await {
-                Ok(Ok(Some(chunk))) => body.extend_from_slice(&chunk),
-                Ok(Ok(None) | Err(_)) | Err(_) => break,
-            }
-        }
+        // However it ends, what has come is all that there is to show.
+        let _ = tokio::time::timeout(self.stall, read_up_to(response, &mut body, MAX_ERROR_BODY)).await;
         registry_words(&body)
     }
-
-    fn client(&self, endpoint: &Endpoint) -> Result<reqwest::Client, RegistryError> {
-        let key = ClientKey::of(endpoint);
-        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(client) = clients.get(&key) {
-            return Ok(client.clone());
-        }
-        let client = new_client(endpoint, self.stall)?;
-        if clients.len() >= MAX_CLIENTS {
-            clients.clear();
-        }
-        clients.insert(key, client.clone());
-        Ok(client)
-    }
 }
 
-impl ClientKey {
-    fn of(endpoint: &Endpoint) -> Self {
-        let certificate = endpoint.client.iter().flat_map(|(certificate, key)| [Some(certificate), key.as_ref()]);
-        let files = endpoint
-            .ca
-            .iter()
-            .chain(certificate.flatten())
-            .map(|file| (file.clone(), std::fs::metadata(file).and_then(|meta| meta.modified()).ok()))
-            .collect();
-        Self { skip_verify: endpoint.skip_verify, dial_timeout: endpoint.dial_timeout, files }
-    }
+/// Whether a body was read to its end.
+enum Extent {
+    Whole,
+    Cut,
 }
 
-fn new_client(endpoint: &Endpoint, stall: Duration) -> Result<reqwest::Client, RegistryError> {
-    let mut builder = reqwest::Client::builder()
-        .user_agent(concat!("larder/", env!("CARGO_PKG_VERSION")))
-        .connect_timeout(endpoint.dial_timeout)
-        .read_timeout(stall)
-        .tls_danger_accept_invalid_certs(endpoint.skip_verify)
-        .redirect(reqwest::redirect::Policy::custom(redirect));
-    for path in &endpoint.ca {
-        let bundle = reqwest::Certificate::from_pem_bundle(&read(path)?).map_err(|err| certificate(path, &err))?;
-        builder = builder.tls_certs_merge(bundle);
-    }
-    if let Some((path, key)) = &endpoint.client {
-        let mut pem = read(path)?;
-        if let Some(key) = key {
-            pem.extend_from_slice(b"\n");
-            pem.extend_from_slice(&read(key)?);
+/// Reads until there is no more, or more than `limit` bytes.
+async fn read_up_to(mut response: Response, body: &mut BytesMut, limit: usize) -> reqwest::Result<Extent> {
+    while let Some(chunk) = response.chunk().await? {
+        if body.len() + chunk.len() > limit {
+            return Ok(Extent::Cut);
         }
-        builder = builder.identity(reqwest::Identity::from_pem(&pem).map_err(|err| certificate(path, &err))?);
+        body.extend_from_slice(&chunk);
     }
-    builder.build().map_err(|err| transport("GET", &endpoint.base(), err, stall))
+    Ok(Extent::Whole)
 }
 
-/// Never from TLS to the clear.
-fn redirect(attempt: reqwest::redirect::Attempt<'_>) -> reqwest::redirect::Action {
-    if attempt.previous().len() > MAX_REDIRECTS {
-        return attempt.error("too many redirects");
-    }
-    if attempt.url().scheme() != "https" && attempt.previous().last().is_some_and(|from| from.scheme() == "https") {
-        return attempt.error("redirect from https to http");
-    }
-    attempt.follow()
+fn retry_after(response: &Response) -> Option<Duration> {
+    let header = response.headers().get(RETRY_AFTER)?.to_str().ok()?;
+    retry::retry_after(header, jiff::Timestamp::now())
 }
 
-fn build(client: &reqwest::Client, request: Request<'_>) -> reqwest::RequestBuilder {
-    let mut built = client.request(request.method, &request.url);
-    for (name, value) in &request.endpoint.headers {
-        if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
-            built = built.header(name, value);
-        }
-    }
+/// What of a request is for the registry alone.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Carried {
+    All,
+    Nothing,
+}
+
+fn build(client: &reqwest::Client, request: &Request<'_>, to: Url, carried: Carried) -> reqwest::RequestBuilder {
+    let mut built = client.request(request.method.clone(), to);
     if let Some(accept) = request.accept {
         built = built.header(reqwest::header::ACCEPT, accept);
     }
     if let Some(offset) = request.range_from {
         built = built.header(reqwest::header::RANGE, format!("bytes={offset}-"));
+    }
+    if carried == Carried::Nothing {
+        return built;
+    }
+    for (name, value) in &request.endpoint.headers {
+        if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
+            built = built.header(name, value);
+        }
     }
     match request.authorization {
         Authorization::Anonymous => built,
@@ -250,78 +257,12 @@ fn build(client: &reqwest::Client, request: Request<'_>) -> reqwest::RequestBuil
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, RegistryError> {
-    std::fs::read(path).map_err(|err| certificate(path, &err))
-}
-
-fn certificate(path: &Path, err: &dyn std::error::Error) -> RegistryError {
-    RegistryError::Certificate { path: path.to_owned(), why: err.to_string() }
-}
-
 fn method_name(method: &reqwest::Method) -> &'static str {
     match method.as_str() {
         "HEAD" => "HEAD",
         "POST" => "POST",
         _ => "GET",
     }
-}
-
-/// An error from an HTTP status.
-pub(super) fn status_error(
-    method: &'static str,
-    url: String,
-    status: reqwest::StatusCode,
-    message: String,
-    retry_after: Option<Duration>,
-) -> RegistryError {
-    let code = status.as_u16();
-    let status = status.to_string();
-    match code {
-        401 | 403 => RegistryError::Unauthorized { method, url, status, message, logins: 0 },
-        404 => RegistryError::NotFound { method, url, status, message },
-        _ => RegistryError::Status { method, url, status, code, message, retry_after },
-    }
-}
-
-/// An error from below HTTP.
-pub(super) fn transport(method: &'static str, url: &str, err: reqwest::Error, stall: Duration) -> RegistryError {
-    if err.is_timeout() && !err.is_connect() {
-        return RegistryError::Stalled { method, url: url.to_owned(), after: stall };
-    }
-    let err = err.without_url();
-    // The outermost text says "error sending request"; what is below it says why.
-    let mut cause = String::new();
-    let mut next = std::error::Error::source(&err);
-    while let Some(source) = next {
-        let text = source.to_string();
-        if !cause.ends_with(&text) {
-            if !cause.is_empty() {
-                cause.push_str(": ");
-            }
-            cause.push_str(&text);
-        }
-        next = source.source();
-    }
-    if cause.is_empty() {
-        cause = err.to_string();
-    }
-    RegistryError::Connection { method, url: url.to_owned(), cause }
-}
-
-/// The messages of an error body in the form of the distribution specification.
-pub(super) fn registry_words(body: &[u8]) -> String {
-    let Ok(serde_json::Value::Object(body)) = serde_json::from_slice(body) else { return String::new() };
-    let words: Vec<&str> = match body.get("errors").and_then(serde_json::Value::as_array) {
-        Some(errors) => errors
-            .iter()
-            .filter_map(|error| {
-                let field = |name| error.get(name).and_then(serde_json::Value::as_str).filter(|text| !text.is_empty());
-                field("message").or_else(|| field("code"))
-            })
-            .collect(),
-        None => body.get("details").and_then(serde_json::Value::as_str).into_iter().collect(),
-    };
-    words.join(", ").chars().filter(|c| !c.is_control()).take(MAX_MESSAGE).collect()
 }
 
 fn encode_form(form: &[(&str, &str)]) -> String {
@@ -348,20 +289,6 @@ pub(super) fn escape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn shows_the_words_of_registries_and_nothing_else() {
-        for (body, words) in [
-            (r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}"#, "manifest unknown"),
-            (r#"{"errors":[{"code":"DENIED","message":""},{"code":"X","message":"y"}]}"#, "DENIED, y"),
-            (r#"{"details":"incorrect username or password"}"#, "incorrect username or password"),
-            ("<html>secret</html>", ""),
-            (r#"{"errors":"no list"}"#, ""),
-            ("", ""),
-        ] {
-            assert_eq!(registry_words(body.as_bytes()), words, "{body}");
-        }
-    }
 
     #[test]
     fn escapes_forms() {

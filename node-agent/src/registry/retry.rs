@@ -4,6 +4,8 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
+
 /// Failures in a row, without progress between them, after which an attempt is given up.
 const MAX_FAILURES: u32 = 4;
 /// The wait after the first failure.
@@ -26,9 +28,14 @@ pub fn wait(failures: u32, retry_after: Option<Duration>, jitter: f64) -> Option
     Some(doubled.mul_f64(0.5 + 0.5 * jitter.clamp(0.0, 1.0)))
 }
 
-/// Reads a `Retry-After` header in seconds. Its other form, a date, would need a clock that agrees with the registry's.
-pub fn retry_after(header: &str) -> Option<Duration> {
-    header.trim().parse().ok().map(Duration::from_secs)
+/// Reads a `Retry-After` header: seconds, or the date until which to wait. One that has passed is no time at all.
+pub fn retry_after(header: &str, now: Timestamp) -> Option<Duration> {
+    let header = header.trim();
+    if let Ok(seconds) = header.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let until = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(header).ok()?;
+    Some(Duration::try_from(until.duration_since(now)).unwrap_or(Duration::ZERO))
 }
 
 #[cfg(test)]
@@ -47,8 +54,22 @@ mod tests {
     fn waits_as_long_as_it_is_asked_to_but_not_for_ever() {
         assert_eq!(wait(1, Some(Duration::from_secs(3)), 0.0), Some(Duration::from_secs(3)));
         assert_eq!(wait(1, Some(Duration::from_secs(60)), 0.0), None);
-        assert_eq!(retry_after(" 7 "), Some(Duration::from_secs(7)));
-        assert_eq!(retry_after("Wed, 21 Oct 2015 07:28:00 GMT"), None);
+    }
+
+    #[test]
+    fn reads_seconds_and_dates() {
+        let now: Timestamp = "2015-10-21T07:27:50Z".parse().unwrap();
+        let seconds = |header| retry_after(header, now).map(|wait| wait.as_secs());
+        for (header, expected) in [
+            (" 7 ", Some(7)),
+            ("Wed, 21 Oct 2015 07:28:00 GMT", Some(10)),
+            ("Wed, 21 Oct 2015 07:00:00 GMT", Some(0)),
+            ("soon", None),
+            ("-1", None),
+            ("", None),
+        ] {
+            assert_eq!(seconds(header), expected, "{header}");
+        }
     }
 
     proptest! {

@@ -43,8 +43,16 @@ pub(crate) enum Fault {
     Corrupt,
     /// More bytes than asked for.
     Longer,
+    /// So many more bytes are announced than there are, and come.
+    Announce(usize),
     /// A range is ignored.
     NoRanges,
+    /// The bytes come one by one, with such a pause before each.
+    Drip(Duration),
+    /// An answer with this status and a body that does not end.
+    Endless(u16),
+    /// A document of so many bytes in place of a manifest.
+    Huge(usize),
     /// So many bytes come, then nothing.
     Stall(usize),
     /// Every request waits that long.
@@ -58,6 +66,8 @@ pub(crate) struct Seen {
     pub(crate) path: String,
     pub(crate) authorization: Option<String>,
     pub(crate) range: Option<String>,
+    /// How many of its headers have the value `secret`.
+    pub(crate) secrets: usize,
 }
 
 #[derive(Debug)]
@@ -174,6 +184,19 @@ impl TestRegistry {
         digest
     }
 
+    /// What is under a tag.
+    pub(crate) fn manifest(&self, repository: &str, tag: &str) -> serde_json::Value {
+        let manifests = self.inner.manifests.lock().unwrap();
+        serde_json::from_slice(&manifests[&format!("{repository}:{tag}")].1).unwrap()
+    }
+
+    /// Gives the same under another name.
+    pub(crate) fn alias_manifest(&self, repository: &str, is: &str, also: &str) {
+        let mut manifests = self.inner.manifests.lock().unwrap();
+        let same = manifests[&format!("{repository}:{is}")].clone();
+        manifests.insert(format!("{repository}:{also}"), same);
+    }
+
     pub(crate) fn seen(&self) -> Vec<Seen> {
         self.inner.seen.lock().unwrap().clone()
     }
@@ -197,6 +220,7 @@ async fn handle(State(inner): State<Arc<Inner>>, method: Method, uri: Uri, heade
         path: path.clone(),
         authorization: authorization.clone(),
         range: range.clone(),
+        secrets: headers.values().filter(|value| value.as_bytes() == b"secret").count(),
     });
     let fault = inner.take_fault(&path);
     if let Some(Fault::Slow(wait)) = &fault {
@@ -208,6 +232,10 @@ async fn handle(State(inner): State<Arc<Inner>>, method: Method, uri: Uri, heade
             response.headers_mut().insert(name, value.parse().unwrap());
         }
         return response;
+    }
+    if let Some(Fault::Endless(status)) = fault {
+        let endless = futures::stream::repeat_with(|| Ok::<_, std::io::Error>(Bytes::from_static(&[b' '; 4096])));
+        return (StatusCode::from_u16(status).unwrap(), Body::from_stream(endless)).into_response();
     }
     if path.starts_with("/token") {
         return inner.token(authorization.as_deref());
@@ -281,11 +309,14 @@ impl Inner {
             response = response.header(header::CONTENT_LENGTH, bytes.len());
             return response.body(Body::empty()).unwrap();
         }
-        let bytes = match fault {
-            Some(Fault::Corrupt) => corrupt(bytes),
-            _ => bytes.clone(),
-        };
-        response.body(Body::from(bytes)).unwrap()
+        match fault {
+            Some(Fault::Corrupt) => response.body(Body::from(corrupt(bytes))).unwrap(),
+            Some(Fault::Huge(size)) => response.body(Body::from(vec![b' '; *size])).unwrap(),
+            Some(Fault::Drip(_) | Fault::Cut(_) | Fault::Stall(_)) => {
+                response.body(faulty_body(bytes.clone(), fault.cloned())).unwrap()
+            }
+            _ => response.body(Body::from(bytes.clone())).unwrap(),
+        }
     }
 
     fn blob(&self, digest: &str, method: &Method, range: Option<&str>, fault: Option<Fault>) -> Response {
@@ -294,15 +325,24 @@ impl Inner {
         };
         let offset = range.and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse::<usize>().ok());
         let offset = offset.filter(|_| !matches!(fault, Some(Fault::NoRanges)));
-        let status = if offset.is_some() { StatusCode::PARTIAL_CONTENT } else { StatusCode::OK };
-        let bytes = bytes.slice(offset.unwrap_or(0).min(bytes.len())..);
-        let response = Response::builder().status(status);
+        let total = bytes.len();
+        if offset.is_some_and(|offset| offset >= total) {
+            return error(StatusCode::RANGE_NOT_SATISFIABLE, "there is less of it");
+        }
+        let bytes = bytes.slice(offset.unwrap_or(0)..);
+        let response = match offset {
+            Some(offset) => Response::builder()
+                .status(StatusCode::PARTIAL_CONTENT)
+                .header(header::CONTENT_RANGE, format!("bytes {offset}-{}/{total}", total - 1)),
+            None => Response::builder(),
+        };
         if method == Method::HEAD {
             return response.header(header::CONTENT_LENGTH, bytes.len()).body(Body::empty()).unwrap();
         }
         let response = match &fault {
             // Without a length a cut is not seen by HTTP.
             Some(Fault::Longer) => response,
+            Some(Fault::Announce(more)) => response.header(header::CONTENT_LENGTH, bytes.len() + more),
             _ => response.header(header::CONTENT_LENGTH, bytes.len()),
         };
         response.body(faulty_body(bytes, fault)).unwrap()
@@ -336,7 +376,15 @@ fn faulty_body(bytes: Bytes, fault: Option<Fault>) -> Body {
         }
         Some(Fault::Corrupt) => Body::from(corrupt(&bytes)),
         Some(Fault::Longer) => Body::from([&bytes[..], b"more"].concat()),
-        Some(Fault::Status(..) | Fault::NoRanges | Fault::Slow(_)) | None => {
+        Some(Fault::Announce(more)) => Body::from([&bytes[..], &vec![0; more]].concat()),
+        Some(Fault::Drip(pause)) => Body::from_stream(stream::iter(0..bytes.len()).then(move |at| {
+            let piece = bytes.slice(at..=at);
+            async move {
+                tokio::time::sleep(pause).await;
+                Ok::<_, std::io::Error>(piece)
+            }
+        })),
+        Some(Fault::Status(..) | Fault::NoRanges | Fault::Slow(_) | Fault::Endless(_) | Fault::Huge(_)) | None => {
             // In pieces, as a network gives them.
             let pieces: Vec<_> =
                 bytes.chunks(64 << 10).map(|piece| Ok::<_, std::io::Error>(bytes.slice_ref(piece))).collect();

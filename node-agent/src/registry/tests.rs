@@ -3,13 +3,17 @@
 use futures::TryStreamExt as _;
 use serde_json::json;
 
+mod elsewhere;
+mod misbehaviour;
+mod own_logins;
+
 use super::{
     test_registry::{Door, Fault, TOKEN, TestRegistry},
     *,
 };
 
 fn client(hosts: Option<PathBuf>) -> RegistryClient {
-    RegistryClient::new(RegistryConfig { hosts, stall: Duration::from_millis(400) })
+    RegistryClient::new(RegistryConfig { hosts, stall: Duration::from_millis(400), ..RegistryConfig::default() })
 }
 
 fn login(registry: &str, user: &str) -> Credential {
@@ -26,7 +30,24 @@ fn manifest() -> serde_json::Value {
 }
 
 async fn resolve(client: &RegistryClient, image: &str, access: &RegistryAccess) -> Result<Resolved, RegistryError> {
-    client.open(&image.parse().unwrap(), access)?.resolve("v1", Resolve::WithContent).await
+    client.open(&image.parse().unwrap(), access).await?.resolve("v1", Resolve::WithContent).await
+}
+
+/// Opens a blob at the first source that serves it.
+async fn open_blob(
+    repository: &Arc<dyn Repository>,
+    digest: &Digest,
+    size: u64,
+    offset: u64,
+) -> Result<BlobStream, RegistryError> {
+    let mut tried = Vec::new();
+    for source in repository.sources()? {
+        match repository.blob(source, digest, size, offset).await {
+            Ok(stream) => return Ok(stream),
+            Err(err) => tried.push(err),
+        }
+    }
+    Err(RegistryError::from_tried(tried))
 }
 
 async fn read(stream: BlobStream) -> Result<Vec<u8>, RegistryError> {
@@ -39,17 +60,17 @@ async fn pulls_without_a_login() {
     let digest = registry.put_manifest("a/b", "v1", &manifest());
     let blob = registry.put_blob(vec![7; 100_000]);
     let repository =
-        client(None).open(&format!("{}/a/b:v1", registry.host()).parse().unwrap(), &access(vec![])).unwrap();
+        client(None).open(&format!("{}/a/b:v1", registry.host()).parse().unwrap(), &access(vec![])).await.unwrap();
     let resolved = repository.resolve("v1", Resolve::WithContent).await.unwrap();
     assert_eq!((resolved.digest, resolved.content.is_some()), (digest, true));
     let resolved = repository.resolve("v1", Resolve::DigestOnly).await.unwrap();
     assert_eq!((resolved.digest, resolved.content), (digest, None));
     assert_eq!(Digest::of(&repository.manifest(&digest).await.unwrap()), digest);
-    let stream = repository.blob(&blob, 100_000, 99_999, &[]).await.unwrap();
+    let stream = open_blob(&repository, &blob, 100_000, 99_999).await.unwrap();
     assert_eq!(stream.offset, 99_999);
     assert_eq!(read(stream).await.unwrap(), [7]);
     registry.fault("blobs", 1, Fault::NoRanges);
-    let stream = repository.blob(&blob, 100_000, 99_999, &[]).await.unwrap();
+    let stream = open_blob(&repository, &blob, 100_000, 99_999).await.unwrap();
     assert_eq!(stream.offset, 0);
     assert_eq!(read(stream).await.unwrap().len(), 100_000);
 }
@@ -65,9 +86,9 @@ async fn logs_in_with_a_password_or_a_token_and_does_so_once() {
         let access = access(vec![login(&registry.host(), "me")]);
         let image: Reference = format!("{}/a:v1", registry.host()).parse().unwrap();
         for _ in 0..2 {
-            let repository = client.open(&image, &access).unwrap();
+            let repository = client.open(&image, &access).await.unwrap();
             repository.resolve("v1", Resolve::WithContent).await.unwrap();
-            let stream = repository.blob(&blob, 3, 0, &[]).await.unwrap();
+            let stream = open_blob(&repository, &blob, 3, 0).await.unwrap();
             assert_eq!(read(stream).await.unwrap(), b"abc", "{door:?}");
         }
         // The first request has nothing to show yet; after that nobody is asked again.
@@ -87,8 +108,8 @@ async fn a_blob_may_be_asked_for_first() {
     let blob = registry.put_blob("abc");
     registry.set_door(Door::Bearer("me:secret".into(), None));
     let image = format!("{}/a:v1", registry.host()).parse().unwrap();
-    let repository = client(None).open(&image, &access(vec![login(&registry.host(), "me")])).unwrap();
-    assert_eq!(read(repository.blob(&blob, 3, 0, &[]).await.unwrap()).await.unwrap(), b"abc");
+    let repository = client(None).open(&image, &access(vec![login(&registry.host(), "me")])).await.unwrap();
+    assert_eq!(read(open_blob(&repository, &blob, 3, 0).await.unwrap()).await.unwrap(), b"abc");
 }
 
 #[tokio::test]
@@ -125,10 +146,11 @@ async fn a_login_never_reaches_another_host() {
     let blob = thief.put_blob("abc");
     thief.set_door(Door::Open);
     let location = format!("http://localhost:{}/blobs/{blob}", thief.host().rsplit_once(':').unwrap().1);
-    let repository = client(None).open(&image.parse().unwrap(), &access(vec![login(&registry.host(), "me")])).unwrap();
+    let repository =
+        client(None).open(&image.parse().unwrap(), &access(vec![login(&registry.host(), "me")])).await.unwrap();
     repository.resolve("v1", Resolve::WithContent).await.unwrap();
     registry.fault("blobs", 1, Fault::Status(307, vec![("location", location)], ""));
-    assert_eq!(read(repository.blob(&blob, 3, 0, &[]).await.unwrap()).await.unwrap(), b"abc");
+    assert_eq!(read(open_blob(&repository, &blob, 3, 0).await.unwrap()).await.unwrap(), b"abc");
     assert_eq!(thief.seen().iter().map(|seen| seen.authorization.clone()).collect::<Vec<_>>(), [None]);
 }
 
@@ -148,9 +170,9 @@ async fn waits_as_it_is_asked_to_and_gives_up_in_the_end() {
     assert!(text.ends_with("429 Too Many Requests: slow down; the registry asks to wait 1m 30s"), "{text}");
     registry.heal();
     registry.fault("blobs", 9, asked("7"));
-    let repository = client(None).open(&image.parse().unwrap(), &access(vec![])).unwrap();
+    let repository = client(None).open(&image.parse().unwrap(), &access(vec![])).await.unwrap();
     let blob = registry.put_blob("abc");
-    let err = repository.blob(&blob, 3, 0, &[]).await.unwrap_err();
+    let err = open_blob(&repository, &blob, 3, 0).await.unwrap_err();
     assert_eq!(err.retry_after(), Some(Duration::from_secs(7)), "{err}");
 }
 
@@ -208,7 +230,7 @@ async fn mirrors_come_first_and_the_registry_last() {
     assert_eq!(second.seen(), []);
     // In the registry only.
     let digest = origin.put_manifest("a", "v1", &manifest());
-    let repository = client.open(&"images.example.com/a:v1".parse().unwrap(), &secret).unwrap();
+    let repository = client.open(&"images.example.com/a:v1".parse().unwrap(), &secret).await.unwrap();
     assert_eq!(repository.resolve("v1", Resolve::WithContent).await.unwrap().digest, digest);
     // A mirror that may only pull serves by digest.
     second.put_manifest("a", "v1", &manifest());
@@ -217,11 +239,13 @@ async fn mirrors_come_first_and_the_registry_last() {
     assert_eq!((second.count("GET", "manifests"), origin.seen().len()), (1, 0));
     // And blobs, the first time round.
     let blob = second.put_blob("abc");
-    let stream = repository.blob(&blob, 3, 0, &[]).await.unwrap();
-    assert_eq!(stream.endpoint, 1);
+    assert_eq!(repository.sources().unwrap(), [0, 1, 2]);
+    let stream = open_blob(&repository, &blob, 3, 0).await.unwrap();
+    assert!(stream.url.contains(&second.host()), "{}", stream.url);
     assert_eq!(read(stream).await.unwrap(), b"abc");
     assert_eq!(second.count("GET", "?ns=images.example.com"), 2);
-    assert!(repository.blob(&blob, 3, 0, &[1]).await.is_err());
+    assert!(repository.blob(2, &blob, 3, 0).await.is_err());
+    assert!(repository.blob(3, &blob, 3, 0).await.is_err());
     let sent: Vec<_> =
         [first, second].iter().flat_map(TestRegistry::seen).filter_map(|seen| seen.authorization).collect();
     assert_eq!(sent, Vec::<String>::new(), "a mirror was sent the registry's login");
@@ -239,10 +263,10 @@ async fn a_mirror_may_have_a_path_headers_and_a_login_of_its_own() {
         let text = format!("[host.{host}]\noverride_path = true\n{}", more.replace("HOST", &host));
         let config = mirror_config("images.example.com", &text);
         let client = client(Some(config.path().to_owned()));
-        let repository = client.open(&"images.example.com/a:v1".parse().unwrap(), &secret).unwrap();
+        let repository = client.open(&"images.example.com/a:v1".parse().unwrap(), &secret).await.unwrap();
         assert_eq!(repository.resolve("v1", Resolve::WithContent).await.unwrap().digest, digest);
-        assert_eq!(read(repository.blob(&blob, 3, 0, &[]).await.unwrap()).await.unwrap(), b"abc", "{text}");
-        assert_eq!(read(repository.blob(&blob, 3, 2, &[]).await.unwrap()).await.unwrap(), b"c", "{text}");
+        assert_eq!(read(open_blob(&repository, &blob, 3, 0).await.unwrap()).await.unwrap(), b"abc", "{text}");
+        assert_eq!(read(open_blob(&repository, &blob, 3, 2).await.unwrap()).await.unwrap(), b"c", "{text}");
     }
     assert_eq!(mirror.count("GET", "/v2/proxy/a/blobs/"), 4);
 }
@@ -307,10 +331,10 @@ async fn certificates_are_verified_as_the_configuration_says() {
         let text = format!("server = \"https://{host}\"\n{settings}");
         let config = mirror_config("images.example.com", &text);
         let client = client(Some(config.path().to_owned()));
-        let repository = client.open(&"images.example.com/a:v1".parse().unwrap(), &access(vec![])).unwrap();
+        let repository = client.open(&"images.example.com/a:v1".parse().unwrap(), &access(vec![])).await.unwrap();
         let found = repository.resolve("v1", Resolve::WithContent).await?.digest;
         assert_eq!(found, digest);
-        read(repository.blob(&blob, 3, 0, &[]).await?).await
+        read(open_blob(&repository, &blob, 3, 0).await?).await
     };
     let ca = format!("ca = {:?}\n", path("ca.crt"));
     assert_eq!(pull(&ca).await.unwrap(), b"abc");
@@ -321,11 +345,12 @@ async fn certificates_are_verified_as_the_configuration_says() {
     assert!(text.contains("certificate"), "{text}");
     let text = pull("ca = \"/none.crt\"\n").await.unwrap_err().to_string();
     assert!(text.starts_with("certificate /none.crt: No such file"), "{text}");
-    // Asked for by the pod or the cache instead.
+    // Asked for by the pod or the cache instead: it speaks TLS then, also on this very host.
     let insecure = RegistryAccess { insecure: vec![host.clone()], ..RegistryAccess::default() };
-    let repository = self::client(None).open(&format!("{host}/a:v1").parse().unwrap(), &insecure).unwrap();
-    // On this very host the registry would be spoken to in the clear.
-    assert!(repository.resolve("v1", Resolve::WithContent).await.is_err());
+    let repository = self::client(None).open(&format!("{host}/a:v1").parse().unwrap(), &insecure).await.unwrap();
+    assert_eq!(repository.resolve("v1", Resolve::WithContent).await.unwrap().digest, digest);
+    let unasked = resolve(&self::client(None), &format!("{host}/a:v1"), &access(vec![])).await;
+    assert!(unasked.is_err(), "{unasked:?}");
 }
 
 #[tokio::test]
@@ -345,7 +370,7 @@ async fn a_registry_may_want_a_client_certificate() {
     }
     std::fs::write(folder.join("hosts.toml"), text).unwrap();
     let client = client(Some(certificates.folder.path().to_owned()));
-    let repository = client.open(&"images.example.com/a:v1".parse().unwrap(), &access(vec![])).unwrap();
+    let repository = client.open(&"images.example.com/a:v1".parse().unwrap(), &access(vec![])).await.unwrap();
     repository.resolve("v1", Resolve::WithContent).await.unwrap();
-    assert_eq!(read(repository.blob(&blob, 3, 0, &[]).await.unwrap()).await.unwrap(), b"abc");
+    assert_eq!(read(open_blob(&repository, &blob, 3, 0).await.unwrap()).await.unwrap(), b"abc");
 }

@@ -18,6 +18,7 @@ use crate::{
     image::{
         mounts::Pin,
         pull_plan::Plan,
+        pulls::Pull,
         resolve::ResolvedImage,
         service::{Engine, EngineError},
     },
@@ -65,6 +66,8 @@ struct Wanted {
     pin: Pin,
     plan: Plan,
     done: AtomicU64,
+    /// Seen in the list of pulls until the image is mounted.
+    pull: Pull,
 }
 
 /// A build.
@@ -109,8 +112,9 @@ impl Build {
 
     async fn resolve(&self, written: String, reference: Reference) -> Result<Wanted, BuildError> {
         self.event(&written, "Pulling", format!("Pulling image \"{written}\"")).await;
+        let pull = self.engine.pulls.begin(&reference, jiff::Timestamp::now());
         let resolved = async {
-            let repository = self.engine.registries.open(&reference, &self.wish.access)?;
+            let repository = self.engine.registries.open(&reference, &self.wish.access).await?;
             let image = self.engine.resolver.at_registry(&reference, &repository).await?;
             let pin = self.engine.mounts.pin(&image.image_layers()).await?;
             let plan = self.engine.fetcher.plan(&image.layers).await;
@@ -120,12 +124,13 @@ impl Build {
             Ok(resolved) => resolved,
             Err(err) => return Err(self.failed(&written, &err).await),
         };
-        Ok(Wanted { written, reference, repository, image, pin, plan, done: AtomicU64::new(0) })
+        Ok(Wanted { written, reference, repository, image, pin, plan, done: AtomicU64::new(0), pull })
     }
 
     async fn fetch(&self, one: &Wanted, all: &[Wanted]) -> Result<(), BuildError> {
         let total: u64 = all.iter().map(|wanted| wanted.plan.missing_bytes).sum();
         let report = |moved: crate::image::fetch::Moved| {
+            one.pull.moved(moved);
             one.done.store(moved.done_bytes, Ordering::Relaxed);
             let done: u64 = all.iter().map(|wanted| wanted.done.load(Ordering::Relaxed)).sum();
             // What is not read in time is out of date.

@@ -33,6 +33,8 @@ use crate::{
 const PERMIT_HELD_FOR: Duration = Duration::from_secs(10);
 /// How much news of an image waits to be taken in.
 const PROGRESS_LENGTH: usize = 16;
+/// How often an event tells how far a pull is.
+const PROGRESS_EVERY: Duration = Duration::from_secs(30);
 
 impl Worker {
     pub(super) fn execute(&mut self, step: Step) {
@@ -271,8 +273,8 @@ async fn ensure(
     notes: &mpsc::Sender<Note>,
 ) -> Result<(Box<PresentImage>, Option<ImageProgress>), EnsureImageError> {
     let (sender, mut progress) = mpsc::channel(PROGRESS_LENGTH);
-    let mut how = None;
-    let mut result = None;
+    let (mut how, mut result) = (None, None);
+    let mut told = Instant::now();
     let mut ensured = host.parts.images.ensure(wish, sender);
     loop {
         tokio::select! {
@@ -281,7 +283,10 @@ async fn ensure(
             Some(news) = progress.recv() => match news {
                 // Whoever takes the notes ends before this task does; then nobody is interested.
                 ImageProgress::Pulling => drop(notes.send(Note::Pulling(image)).await),
-                ImageProgress::Layers { .. } => {}
+                ImageProgress::Layers { .. } => if told.elapsed() >= PROGRESS_EVERY {
+                    told = Instant::now();
+                    drop(notes.send(Note::PullProgress(image, news)).await);
+                },
                 ImageProgress::Pulled { .. } | ImageProgress::AlreadyPresent => how = Some(news),
             },
             ended = &mut ensured, if result.is_none() => {

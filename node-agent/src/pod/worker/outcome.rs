@@ -27,6 +27,8 @@ use crate::{
 pub(crate) enum Note {
     /// The registry is being asked for an image of the plan.
     Pulling(usize),
+    /// How far a pull that takes long has come.
+    PullProgress(usize, ImageProgress),
 }
 
 /// The end of a step. Places are those of the plan.
@@ -95,6 +97,16 @@ impl Worker {
                     self.tell_event(Some(index), events::pulling(&reference));
                 }
                 self.take_in(Event::ImagePulling(image));
+            }
+            Note::PullProgress(image, progress) => {
+                if let (
+                    Some((index, reference)),
+                    ImageProgress::Layers { done_bytes, total_bytes, done_layers, total_layers },
+                ) = (self.first_user(image), progress)
+                {
+                    let layers = (done_layers, total_layers);
+                    self.tell_event(Some(index), events::pull_progress(&reference, (done_bytes, total_bytes), layers));
+                }
             }
         }
     }

@@ -38,6 +38,18 @@ async fn a_pod_runs_to_its_end() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pull_that_takes_long_tells_how_far_it_is() {
+    let mut bench = Bench::new().await;
+    bench.host.next_pull(Pull::Creeps);
+    bench.run(one("Never")).await;
+    bench.until(|snapshot| phase(snapshot) == "Running").await;
+    let events = bench.drain_events();
+    let pulling: Vec<_> = events.iter().filter_map(|event| event.strip_prefix("Pulling: ")).collect();
+    let progress = |done: u32| format!("Pulling image \"nginx:1\": {done} of 90 MiB, 1 of 2 layers");
+    assert_eq!(pulling, ["Pulling image \"nginx:1\"".to_owned(), progress(29), progress(59), progress(89)]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_crash_loop_backs_off() {
     let mut bench = Bench::new().await;
     bench.run(one("Always")).await;

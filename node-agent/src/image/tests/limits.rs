@@ -1,0 +1,92 @@
+//! What holds a pull back: turns, bandwidth, a registry that asks for patience, and pods that no longer want it.
+
+use std::collections::BTreeSet;
+
+use super::*;
+
+/// The blobs that a registry has been asked for.
+fn asked_for(registry: &TestRegistry) -> BTreeSet<String> {
+    let seen = registry.seen().into_iter();
+    seen.filter_map(|seen| Some(seen.path.rsplit_once("/blobs/")?.1.to_owned())).collect()
+}
+
+#[tokio::test]
+async fn so_many_layers_at_once_come_from_a_registry_the_largest_first() {
+    let (registry, bench) = (TestRegistry::start().await, Bench::new().await);
+    let layers: Vec<_> = (0..6_u8).map(|seed| noise(seed.into(), 1000 * (1 + usize::from(seed)))).collect();
+    let layers: Vec<_> = layers.into_iter().map(|plain| (plain.clone(), plain)).collect();
+    let pushed = push_layers(&registry, "a", "v1", &layers);
+    let reference = format!("{}/a:v1", registry.host());
+    for blob in &pushed.blobs {
+        registry.fault(&blob.to_string(), 1000, Fault::Stall(10));
+    }
+    let layers_asked_for = || {
+        let mut all = asked_for(&registry);
+        all.remove(&pushed.config.to_string());
+        all
+    };
+    let has_been_asked = async {
+        Bench::until(|| layers_asked_for().len() >= 3).await;
+        // Time enough for a fourth to be asked for, and less than the registry may be silent.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    };
+    tokio::select! {
+        ended = bench.pull(&reference) => panic!("it cannot end: {ended:?}"),
+        () = has_been_asked => {}
+    }
+    let largest: BTreeSet<_> = pushed.blobs[3..].iter().map(ToString::to_string).collect();
+    assert_eq!(layers_asked_for(), largest);
+    registry.heal();
+    bench.pull(&reference).await.unwrap();
+    assert_eq!(layers_asked_for().len(), 6);
+}
+
+#[tokio::test]
+async fn bandwidth_is_shared_by_all_that_comes() {
+    let folder = Arc::new(tempfile::tempdir().unwrap());
+    let bench = Bench::over(folder, TestSnapshotter::default(), None, NonZeroU64::new(1 << 20)).await;
+    let registry = TestRegistry::start().await;
+    let layer = |seed| {
+        let plain = noise(seed, 512 << 10);
+        (plain.clone(), plain)
+    };
+    push_layers(&registry, "a", "v1", &[layer(1), layer(2)]);
+    push_layers(&registry, "b", "v1", &[layer(3)]);
+    let (a, b) = (format!("{}/a:v1", registry.host()), format!("{}/b:v1", registry.host()));
+    let begun = tokio::time::Instant::now();
+    let (a, b) = tokio::join!(bench.pull(&a), bench.pull(&b));
+    assert!(a.is_ok() && b.is_ok());
+    // One and a half mebibytes at one a second; the last piece need not be waited for.
+    assert!(begun.elapsed() >= Duration::from_millis(1200), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_blob_is_asked_for_again_when_the_registry_says() {
+    let (registry, bench) = (TestRegistry::start().await, Bench::new().await);
+    let blob = push(&registry, "a", "v1").blobs[0].to_string();
+    let asked = Fault::Status(429, vec![("retry-after", "1".to_owned())], "slow down");
+    // An error is asked for again, for its words.
+    registry.fault(&blob, 2, asked);
+    let begun = tokio::time::Instant::now();
+    bench.pull(&format!("{}/a:v1", registry.host())).await.unwrap();
+    assert!(begun.elapsed() >= Duration::from_secs(1), "{:?}", begun.elapsed());
+    assert_eq!(registry.count("GET", &blob), 3);
+}
+
+#[tokio::test]
+async fn a_transfer_goes_on_for_the_pod_that_still_waits() {
+    let (registry, bench) = (TestRegistry::start().await, Bench::new().await);
+    let blob = push(&registry, "a", "v1").blobs[0].to_string();
+    registry.fault(&blob, 1, Fault::Slow(Duration::from_millis(300)));
+    let reference = format!("{}/a:v1", registry.host());
+    let stays = bench.pull(&reference);
+    let goes = async {
+        tokio::select! {
+            ended = bench.pull(&reference) => panic!("it cannot end: {ended:?}"),
+            () = Bench::until(|| registry.count("GET", &blob) > 0) => {}
+        }
+    };
+    let (image, ()) = tokio::join!(stays, goes);
+    image.unwrap();
+    assert_eq!(registry.count("GET", &blob), 1);
+}

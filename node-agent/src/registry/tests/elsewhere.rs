@@ -1,0 +1,183 @@
+//! Redirects and proxies: what leads to other hosts, and what must not go with it.
+
+use super::*;
+
+/// The same server under another name: another host, as far as logins go.
+fn other_name(registry: &TestRegistry) -> String {
+    format!("localhost:{}", registry.host().rsplit_once(':').unwrap().1)
+}
+
+fn redirect(to: String) -> Fault {
+    Fault::Status(307, vec![("location", to)], "")
+}
+
+#[tokio::test]
+async fn nothing_that_is_for_the_registry_goes_along_with_a_redirect() {
+    let (registry, other) = (TestRegistry::start().await, TestRegistry::start().await);
+    registry.set_door(Door::Basic("me:secret".into()));
+    let digest = other.put_blob(vec![7; 1000]);
+    let host = format!("\"http://{}\"", registry.host());
+    let config = mirror_config(
+        "images.example.com",
+        &format!("[host.{host}]\n[host.{host}.header]\nx-api-key = \"secret\"\ncookie = \"secret\"\n"),
+    );
+    let secret = access(vec![login(&registry.host(), "me")]);
+    let client = client(Some(config.path().to_owned()));
+    let repository = client.open(&"images.example.com/a:v1".parse().unwrap(), &secret).await.unwrap();
+    // There and back again: what was left behind stays behind.
+    other.fault("first", 1, redirect(format!("http://{}/second/blobs/{digest}", registry.host())));
+    registry.fault("second", 1, redirect(format!("http://{}/third/blobs/{digest}", other_name(&other))));
+    registry.fault("/v2/a/blobs", 1, redirect(format!("http://{}/first", other_name(&other))));
+    // The challenge comes first.
+    registry.put_manifest("a", "v1", &manifest());
+    repository.resolve("v1", Resolve::WithContent).await.unwrap();
+    registry.forget_seen();
+    let stream = open_blob(&repository, &digest, 1000, 990).await.unwrap();
+    assert_eq!((stream.offset, read(stream).await.unwrap().len()), (990, 10));
+    let seen = |registry: &TestRegistry| -> Vec<_> {
+        registry
+            .seen()
+            .into_iter()
+            .map(|seen| (seen.authorization.is_some(), seen.secrets, seen.range.unwrap()))
+            .collect()
+    };
+    let range = || "bytes=990-".to_owned();
+    assert_eq!(seen(&registry), [(true, 2, range()), (false, 0, range())]);
+    assert_eq!(seen(&other), [(false, 0, range()), (false, 0, range())]);
+}
+
+/// Whether each request for a blob went through `oci-distribution`, which asks for a range also where it is the whole.
+fn through_the_package(registry: &TestRegistry) -> Vec<bool> {
+    let seen = registry.seen().into_iter().filter(|seen| seen.path.contains("/blobs/"));
+    seen.map(|seen| seen.range == Some("bytes=0-".to_owned())).collect()
+}
+
+#[tokio::test]
+async fn blobs_travel_through_the_package_where_no_secret_goes_along() {
+    let registry = TestRegistry::start().await;
+    registry.put_manifest("a", "v1", &manifest());
+    let digest = registry.put_blob(vec![7; 1000]);
+    let image = format!("{}/a:v1", registry.host()).parse().unwrap();
+    let mine = || access(vec![login(&registry.host(), "me")]);
+    for (door, access, package) in [
+        (Door::Open, access(vec![]), true),
+        (Door::Bearer(String::new(), None), access(vec![]), true),
+        (Door::Bearer("me:secret".to_owned(), None), mine(), false),
+        (Door::Basic("me:secret".to_owned()), mine(), false),
+        (Door::Open, mine(), true),
+    ] {
+        registry.set_door(door.clone());
+        let repository = client(None).open(&image, &access).await.unwrap();
+        repository.resolve("v1", Resolve::WithContent).await.unwrap();
+        registry.forget_seen();
+        let stream = open_blob(&repository, &digest, 1000, 0).await.unwrap();
+        assert_eq!(read(stream).await.unwrap().len(), 1000);
+        assert_eq!(through_the_package(&registry), [package], "{door:?}");
+        let stream = open_blob(&repository, &digest, 1000, 10).await.unwrap();
+        assert_eq!((stream.offset, read(stream).await.unwrap().len()), (10, 990), "{door:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_login_left_behind_at_the_first_hop_is_not_back_at_the_second() {
+    let (registry, other) = (TestRegistry::start().await, TestRegistry::start().await);
+    registry.put_manifest("a", "v1", &manifest());
+    let digest = other.put_blob(vec![7; 1000]);
+    let image = format!("{}/a:v1", registry.host()).parse().unwrap();
+    for door in [Door::Bearer("me:secret".to_owned(), None), Door::Basic("me:secret".to_owned())] {
+        registry.set_door(door);
+        let repository = client(None).open(&image, &access(vec![login(&registry.host(), "me")])).await.unwrap();
+        repository.resolve("v1", Resolve::WithContent).await.unwrap();
+        registry.fault("blobs", 1, redirect(format!("http://{}/first", other_name(&other))));
+        other.fault("first", 1, redirect(format!("/second/blobs/{digest}")));
+        assert_eq!(read(open_blob(&repository, &digest, 1000, 0).await.unwrap()).await.unwrap().len(), 1000);
+    }
+    assert_eq!(other.seen().into_iter().map(|seen| seen.authorization).collect::<Vec<_>>(), [None, None, None, None]);
+}
+
+#[tokio::test]
+async fn what_goes_wrong_elsewhere_is_not_about_the_login() {
+    let (registry, other) = (TestRegistry::start().await, TestRegistry::start().await);
+    let digest = Digest::of(b"abc");
+    let image = format!("{}/a:v1", registry.host()).parse().unwrap();
+    let repository = client(None).open(&image, &access(vec![login(&registry.host(), "me")])).await.unwrap();
+    let there = format!("http://{}/x?signature=secret", other_name(&other));
+    for (fault, words) in [
+        (Fault::Status(403, vec![], "expired"), "403 Forbidden from localhost, where it redirects to: expired"),
+        (
+            Fault::Status(401, vec![("www-authenticate", "Basic realm=\"x\"".to_owned())], ""),
+            "401 Unauthorized from localhost, where it redirects to",
+        ),
+        (redirect(format!("http://{}/y", other_name(&other))), "404 Not Found from localhost"),
+        (redirect("ftp://localhost/".to_owned()), "redirects to something that is no http or https address"),
+    ] {
+        // Asked again for what it says.
+        registry.fault("blobs", 2, redirect(there.clone()));
+        other.fault("/x", 2, fault);
+        let err = open_blob(&repository, &digest, 3, 0).await.unwrap_err();
+        let text = err.to_string();
+        assert!(text.contains(words) && text.contains(&format!("{}/v2/a/blobs", registry.host())), "{text}");
+        assert!(!err.is_about_access() && !text.contains("secret"), "{text}");
+    }
+    assert!(other.seen().iter().all(|seen| seen.authorization.is_none()), "{:?}", other.seen());
+    registry.fault("blobs", 100, redirect(format!("http://{}/v2/a/blobs/again", registry.host())));
+    let text = open_blob(&repository, &digest, 3, 0).await.unwrap_err().to_string();
+    assert!(text.ends_with("it redirects without end"), "{text}");
+}
+
+#[tokio::test]
+async fn a_token_is_not_posted_to_another_host() {
+    let (registry, other) = (TestRegistry::start().await, TestRegistry::start().await);
+    registry.put_manifest("a", "v1", &manifest());
+    registry.set_door(Door::Bearer("me:secret".into(), None));
+    registry.fault("token", 1, redirect(format!("http://{}/token", other_name(&other))));
+    let refresh = Credential { registry: registry.host(), login: Login::IdentityToken("refresh".to_owned()) };
+    let err = resolve(&client(None), &format!("{}/a:v1", registry.host()), &access(vec![refresh])).await.unwrap_err();
+    assert!(err.to_string().contains("307 Temporary Redirect"), "{err}");
+    assert_eq!((registry.count("POST", "token"), other.seen().len()), (1, 0));
+}
+
+#[tokio::test]
+async fn the_environments_proxies_are_used_but_not_for_this_host() {
+    let (proxy, local) = (TestRegistry::start().await, TestRegistry::start().await);
+    let digest = proxy.put_manifest("a", "v1", &manifest());
+    let address = Some(format!("http://{}", proxy.host()));
+    let proxied = |proxies: Proxies| {
+        RegistryClient::new(RegistryConfig { proxies, stall: Duration::from_millis(400), ..RegistryConfig::default() })
+    };
+    let plain = RegistryAccess { plain_http: vec!["registry.invalid".to_owned()], ..RegistryAccess::default() };
+    let through = proxied(Proxies { http: address.clone(), ..Proxies::default() });
+    assert_eq!(resolve(&through, "registry.invalid/a:v1", &plain).await.unwrap().digest, digest);
+    let blob = proxy.put_blob("abc");
+    let repository = through.open(&"registry.invalid/a:v1".parse().unwrap(), &plain).await.unwrap();
+    assert_eq!(read(open_blob(&repository, &blob, 3, 0).await.unwrap()).await.unwrap(), b"abc");
+    assert_eq!(through_the_package(&proxy), [true]);
+    // Over TLS the proxy is asked for a tunnel; this one makes none.
+    let through = proxied(Proxies { all: address.clone(), ..Proxies::default() });
+    assert!(resolve(&through, "registry.invalid/a:v1", &access(vec![])).await.is_err());
+    assert_eq!(proxy.seen().last().unwrap().method, "CONNECT");
+    proxy.forget_seen();
+    let direct = proxied(Proxies { http: address.clone(), none: Some(".invalid".to_owned()), ..Proxies::default() });
+    assert!(resolve(&direct, "registry.invalid/a:v1", &plain).await.is_err());
+    let repository = direct.open(&"registry.invalid/a:v1".parse().unwrap(), &plain).await.unwrap();
+    assert!(open_blob(&repository, &blob, 3, 0).await.is_err());
+    local.put_manifest("a", "v1", &manifest());
+    local.put_blob("abc");
+    resolve(&through, &format!("{}/a:v1", local.host()), &access(vec![])).await.unwrap();
+    let repository = through.open(&format!("{}/a:v1", local.host()).parse().unwrap(), &access(vec![])).await.unwrap();
+    assert_eq!(read(open_blob(&repository, &blob, 3, 0).await.unwrap()).await.unwrap(), b"abc");
+    assert_eq!(proxy.seen(), []);
+}
+
+#[tokio::test]
+async fn a_pod_may_ask_for_plain_http_by_either_name() {
+    let registry = TestRegistry::start().await;
+    registry.put_manifest("library/a", "v1", &manifest());
+    let proxies = Proxies { http: Some(format!("http://{}", registry.host())), ..Proxies::default() };
+    let client = RegistryClient::new(RegistryConfig { proxies, ..RegistryConfig::default() });
+    for name in ["docker.io", "registry-1.docker.io"] {
+        let plain = RegistryAccess { plain_http: vec![name.to_owned()], ..RegistryAccess::default() };
+        resolve(&client, "docker.io/library/a:v1", &plain).await.unwrap();
+    }
+    assert_eq!(registry.count("GET", "/v2/library/a/manifests/v1"), 2);
+}
