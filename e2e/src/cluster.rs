@@ -13,6 +13,7 @@ use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::{Node, Secret, ServiceAccount};
 use kube::api::Api;
 use kube::{Client, runtime::wait::await_condition};
+use larder_dev::conditions::node_is_ready;
 use larder_dev::control_plane::{self, ControlPlane, kube_proxy};
 use larder_dev::kubeconfig::{self, Identity};
 use larder_dev::larder::{Agent, Listen, Provider};
@@ -173,7 +174,7 @@ impl Cluster {
     /// When it is not so in time.
     pub async fn wait_node_ready(&self, node: &str, wanted: bool) -> Result<Node> {
         let nodes: Api<Node> = Api::all(self.client.clone());
-        let is_so = |node: Option<&Node>| node.is_some_and(|node| is_ready(node) == wanted);
+        let is_so = |node: Option<&Node>| node.is_some_and(|node| node_is_ready(node) == wanted);
         let found = tokio::time::timeout(PATIENCE, await_condition(nodes, node, is_so)).await;
         let found = found.with_context(|| format!("{node} is not Ready={wanted} in time\n{}", self.log_tails()))??;
         found.with_context(|| format!("node {node} is gone"))
@@ -244,11 +245,6 @@ impl fmt::Debug for Cluster {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Cluster").field("folder", &self.folder.path()).finish_non_exhaustive()
     }
-}
-
-fn is_ready(node: &Node) -> bool {
-    let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
-    conditions.is_some_and(|all| all.iter().any(|one| one.type_ == "Ready" && one.status == "True"))
 }
 
 /// Puts a new file system under the agents' stores. It goes with the mount namespace of the tests.

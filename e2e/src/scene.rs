@@ -14,6 +14,7 @@ use kube::api::{Api, DeleteParams, DynamicObject, ListParams, LogParams, PostPar
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Client, Resource};
+use larder_dev::conditions::pod_is_ready;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
@@ -142,7 +143,7 @@ impl<'c> Scene<'c> {
     /// # Errors
     /// When it is not in time.
     pub async fn wait_ready(&self, name: &str) -> Result<Pod> {
-        self.wait_pod(name, "Ready", is_ready).await
+        self.wait_pod(name, "Ready", pod_is_ready).await
     }
 
     /// Waits until a pod has this phase.
@@ -277,13 +278,6 @@ pub fn sh(command: &str) -> Value {
 #[must_use]
 pub fn phase(pod: &Pod) -> &str {
     pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default()
-}
-
-/// Whether a pod's condition `Ready` is True.
-#[must_use]
-pub fn is_ready(pod: &Pod) -> bool {
-    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
-    conditions.is_some_and(|all| all.iter().any(|one| one.type_ == "Ready" && one.status == "True"))
 }
 
 /// A pod's address.

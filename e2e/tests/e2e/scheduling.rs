@@ -4,8 +4,9 @@ use anyhow::{Result, ensure};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::ListParams;
+use larder_dev::conditions::pod_is_ready;
 use larder_e2e::cluster::Cluster;
-use larder_e2e::scene::{Scene, at, is_ready, sh};
+use larder_e2e::scene::{Scene, at, sh};
 use serde_json::{Value, json};
 
 fn on_virtual_node(pod: &Pod, cluster: &Cluster) -> bool {
@@ -27,7 +28,7 @@ pub(crate) async fn by_label(cluster: &Cluster) -> Result<()> {
     });
     tokio::time::timeout(larder_e2e::scene::SOON, available).await??;
     for pod in scene.api::<Pod>().list(&ListParams::default()).await? {
-        ensure!(on_virtual_node(&pod, cluster) && is_ready(&pod), "{pod:?}");
+        ensure!(on_virtual_node(&pod, cluster) && pod_is_ready(&pod), "{pod:?}");
         let spec = at(&pod, "/spec");
         ensure!(spec["nodeSelector"]["type"] == "virtual-kubelet", "{spec}");
         let labels = at(&pod, "/metadata/labels");

@@ -140,7 +140,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
 
 /// Ends everything on this machine.
 fn end(layout: &Layout, settings: &Settings) -> anyhow::Result<()> {
-    let agents: Vec<Agent> = (0..settings.nodes).map(|index| settings.agent(layout, index)).collect();
+    let agents: Vec<Agent> = settings.agents(layout).collect();
     for name in std::iter::once(Provider::NAME.to_owned()).chain(agents.iter().map(Agent::name)) {
         if let Some(process) = process::find(&layout.run(), &name) {
             process.stop(GRACE)?;
@@ -167,7 +167,7 @@ fn end(layout: &Layout, settings: &Settings) -> anyhow::Result<()> {
 async fn leave(layout: &Layout, settings: &Settings) -> anyhow::Result<()> {
     let client = manifests::client(&layout.kubeconfig()).await?;
     client.apiserver_version().await.context("the API server does not answer")?;
-    let nodes: Vec<String> = (0..settings.nodes).map(|index| settings.agent(layout, index).node).collect();
+    let nodes: Vec<String> = settings.agents(layout).map(|agent| agent.node).collect();
     let namespaces = sample::Namespaces::of(settings);
     manifests::delete_own(&client, &namespaces.manifests(), "default", manifests::MANAGER).await?;
     // Before the provider ends: nobody else says that a pod's processes are gone.

@@ -45,11 +45,10 @@ fn is_of_an_agent(name: &str) -> bool {
 }
 
 fn mounts(lines: &mut BTreeSet<String>) -> anyhow::Result<()> {
-    let table = fs::read_to_string("/proc/self/mountinfo").context("read the mounts")?;
     let state = crate::workspace::state();
-    for point in table.lines().filter_map(|line| line.split(' ').nth(4)) {
-        if point.starts_with("/run/larder/") || Path::new(point).starts_with(&state) {
-            lines.insert(format!("mount {point}"));
+    for point in crate::mounts::read()?.into_iter().map(|mount| mount.point) {
+        if point.starts_with("/run/larder/") || point.starts_with(&state) {
+            lines.insert(format!("mount {}", point.display()));
         }
     }
     Ok(())

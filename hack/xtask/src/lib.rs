@@ -6,6 +6,7 @@
 
 pub mod bench;
 pub mod check;
+pub mod conditions;
 pub mod console;
 pub mod control_plane;
 pub mod controlplane_program;
@@ -18,6 +19,7 @@ pub mod kubeconfig;
 pub mod larder;
 pub mod layers;
 pub mod manifests;
+mod mounts;
 mod peer;
 pub mod pki;
 pub mod ports;

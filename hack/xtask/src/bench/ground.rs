@@ -2,7 +2,7 @@
 //! the large image. Everything is left as it was found: a cluster that was up stays up with its own store, one that was
 //! brought up for the bench goes down again.
 
-use crate::bench::{large_image, pods};
+use crate::bench::{large_image, pods, trace};
 use crate::console::{blocking_step, step};
 use crate::larder::{Agent, Provider};
 use crate::process::{self, Process};
@@ -45,13 +45,12 @@ impl Ground {
         large_image::push(&layout, layout.registry_address()).await?;
         let client = manifests::client(&layout.kubeconfig()).await?;
         let settings = Settings::read(&layout)?.context("the cluster has gone down")?;
-        let mut agent = settings.agent(&layout, 0);
+        let agent = settings.agent(&layout, 0);
         if !brought_up {
             end_killed(&client, &agent).await?;
             ensure_unused(&client, &agent.node).await?;
         }
-        agent.extra.extend(["--log-format".to_owned(), "json".to_owned()]);
-        agent.env.push(("RUST_LOG".to_owned(), "info,larder::start=debug".to_owned()));
+        let agent = trace::logging_steps(agent);
         let ground = Self { layout, settings, client, agent, brought_up };
         ground.take_node().await?;
         Ok(ground)

@@ -2,6 +2,7 @@
 //! that shows it Ready, both in this process.
 
 use super::ground::{Ground, NAMESPACE};
+use crate::conditions::pod_is_ready;
 use crate::images::BUSYBOX;
 use anyhow::{Context, Result, bail, ensure};
 use futures::stream::BoxStream;
@@ -98,7 +99,7 @@ impl Starter {
             if pod.name_any() != name {
                 continue;
             }
-            if is_ready(&pod) {
+            if pod_is_ready(&pod) {
                 return Ok(Instant::now());
             }
             let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
@@ -151,11 +152,6 @@ fn pod(name: &str, kind: &Kind, node: &str) -> Result<Pod> {
         "spec": spec,
     });
     serde_json::from_value(pod).context("make a pod")
-}
-
-fn is_ready(pod: &Pod) -> bool {
-    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
-    conditions.is_some_and(|all| all.iter().any(|one| one.type_ == "Ready" && one.status == "True"))
 }
 
 fn status(pod: &Pod) -> String {

@@ -5,8 +5,17 @@
 use serde_json::Value;
 use std::collections::BTreeMap;
 
+use crate::larder::Agent;
+
 /// The target of the agent's lines.
 const TARGET: &str = "larder::start";
+
+/// The agent as a bench starts it: it logs the steps of each start, in the form that [`steps`] reads.
+pub(super) fn logging_steps(mut agent: Agent) -> Agent {
+    agent.extra.extend(["--log-format".to_owned(), "json".to_owned()]);
+    agent.env.push(("RUST_LOG".to_owned(), format!("info,{TARGET}=debug")));
+    agent
+}
 
 /// Samples of each step in milliseconds, by the step's name.
 pub(super) fn steps(log: &str) -> BTreeMap<String, Vec<f64>> {

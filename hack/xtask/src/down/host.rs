@@ -14,6 +14,7 @@ use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::larder::Agent;
+use crate::mounts;
 
 /// How long a killed process may take to be gone.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -80,16 +81,9 @@ fn names_in(dir: &Path) -> Vec<String> {
 
 /// The agent's cgroup in every hierarchy of this machine, version 1 and 2.
 fn cgroups(parent: &str) -> anyhow::Result<Vec<PathBuf>> {
-    let table = fs::read_to_string("/proc/self/mountinfo").context("read the mounts")?;
-    let mut found: Vec<PathBuf> = table
-        .lines()
-        .filter_map(|line| {
-            let (left, right) = line.split_once(" - ")?;
-            let point = left.split(' ').nth(4)?;
-            matches!(right.split(' ').next()?, "cgroup" | "cgroup2").then(|| Path::new(point).join(parent))
-        })
-        .filter(|path| path.is_dir())
-        .collect();
+    let hierarchies = mounts::read()?.into_iter().filter(|mount| matches!(mount.kind.as_str(), "cgroup" | "cgroup2"));
+    let mut found: Vec<PathBuf> =
+        hierarchies.map(|mount| mount.point.join(parent)).filter(|path| path.is_dir()).collect();
     found.dedup();
     Ok(found)
 }
@@ -150,16 +144,8 @@ fn kill_all(pids: &BTreeSet<i32>) -> anyhow::Result<()> {
 
 /// Mount points below these folders, in the order they were mounted.
 fn mounts_below(dirs: &[&PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
-    let table = fs::read_to_string("/proc/self/mountinfo").context("read the mounts")?;
-    let points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(|point| PathBuf::from(unescape(point)));
+    let points = mounts::read()?.into_iter().map(|mount| mount.point);
     Ok(points.filter(|point| dirs.iter().any(|dir| point.starts_with(dir))).collect())
-}
-
-/// Undoes the octal escapes of mountinfo (proc(5)): space, tab, newline, backslash.
-fn unescape(text: &str) -> String {
-    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
-        .iter()
-        .fold(text.to_owned(), |text, (escape, plain)| text.replace(escape, plain))
 }
 
 /// Removes a cgroup and those below it. The kernel may take a moment after the last process is gone.
@@ -192,12 +178,6 @@ fn remove_logs(log_root: &Path, uid: &str) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn mount_points_are_unescaped() {
-        assert_eq!(unescape("/a\\040b\\134c"), "/a b\\c");
-        assert_eq!(unescape("/plain"), "/plain");
-    }
 
     #[test]
     fn walk_goes_from_the_bottom_up() {

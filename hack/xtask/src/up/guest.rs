@@ -8,13 +8,14 @@ use kube::api::{Api, ListParams};
 use kube::{Client, ResourceExt};
 
 use super::layout::{Layout, Settings};
+use crate::conditions::node_is_ready;
 use crate::larder::Provider;
 use crate::process;
 
 /// Refuses to join where it would do harm.
 pub(super) async fn check(layout: &Layout, settings: &Settings, client: &Client) -> anyhow::Result<()> {
     let nodes = Api::<Node>::all(client.clone()).list(&ListParams::default()).await.context("list the nodes")?;
-    let ours: Vec<String> = (0..settings.nodes).map(|index| settings.agent(layout, index).node).collect();
+    let ours: Vec<String> = settings.agents(layout).map(|agent| agent.node).collect();
     // While our provider runs, nodes of these names are kept alive by it.
     let joined = process::find(&layout.run(), Provider::NAME).is_some();
     nodes.items.iter().try_for_each(|node| check_node(node, &ours, joined, settings.pods))
@@ -23,7 +24,7 @@ pub(super) async fn check(layout: &Layout, settings: &Settings, client: &Client)
 fn check_node(node: &Node, ours: &[String], joined: bool, pods: Ipv4Net) -> anyhow::Result<()> {
     let name = node.name_any();
     if ours.contains(&name) {
-        if !joined && is_ready(node) {
+        if !joined && node_is_ready(node) {
             bail!("a node {name} is there and Ready, so another machine keeps it alive: name ours with --node-name");
         }
         return Ok(());
@@ -38,11 +39,6 @@ fn check_node(node: &Node, ours: &[String], joined: bool, pods: Ipv4Net) -> anyh
         }
     }
     Ok(())
-}
-
-fn is_ready(node: &Node) -> bool {
-    let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
 #[cfg(test)]

@@ -182,6 +182,11 @@ impl Settings {
         }
     }
 
+    /// All agents.
+    pub fn agents(&self, layout: &Layout) -> impl Iterator<Item = Agent> {
+        (0..self.nodes).map(|index| self.agent(layout, index))
+    }
+
     /// What is up in this folder, if anything is.
     ///
     /// # Errors

@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep};
 
 use super::cluster::{Cluster, KUBELET_PORT, WEBHOOK_PORT};
 use super::layout::{Layout, Settings};
+use crate::conditions::node_is_ready;
 use crate::console::{blocking_step, note, step};
 use crate::control_plane::kube_proxy;
 use crate::larder::{Agent, Provider};
@@ -25,7 +26,7 @@ const READY: Duration = Duration::from_secs(60);
 
 /// Starts the agents, the provider and kube-proxy, and waits until every virtual node is Ready.
 pub(super) async fn start(layout: &Layout, settings: &Settings, cluster: &Cluster) -> anyhow::Result<()> {
-    let agents: Vec<Agent> = (0..settings.nodes).map(|index| settings.agent(layout, index)).collect();
+    let agents: Vec<Agent> = settings.agents(layout).collect();
     put_stores_back(&agents).await?;
     let started = step("start the agents and the provider", async {
         let mut started = agents.iter().map(Agent::start).collect::<Result<Vec<_>, _>>()?;
@@ -85,7 +86,7 @@ fn provider(layout: &Layout, settings: &Settings, cluster: &Cluster, agents: &[A
 
 async fn wait_ready(cluster: &Cluster, node: &str, started: &[Process]) -> anyhow::Result<()> {
     let nodes: Api<Node> = Api::all(cluster.client.clone());
-    let ready = await_condition(nodes, node, |node: Option<&Node>| node.is_some_and(is_ready));
+    let ready = await_condition(nodes, node, |node: Option<&Node>| node.is_some_and(node_is_ready));
     let failure = tokio::select! {
         // Dropped at the deadline or the end of a process, and then not needed any more.
         ready = ready => return ready.map(drop).with_context(|| format!("watch node {node}")),
@@ -114,11 +115,6 @@ async fn first_end(processes: &[Process]) -> &str {
 
 fn state(process: &Process) -> &'static str {
     if process.is_running() { "runs" } else { "has ended" }
-}
-
-fn is_ready(node: &Node) -> bool {
-    let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
-    conditions.is_some_and(|all| all.iter().any(|one| one.type_ == "Ready" && one.status == "True"))
 }
 
 /// Says so when the API server cannot reach the provider: logs and exec would not work, nor the webhook. The pods would.

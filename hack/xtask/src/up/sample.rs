@@ -12,7 +12,8 @@ use kube::runtime::wait::await_condition;
 
 use super::cluster::{Cluster, read_manifest};
 use super::layout::{Layout, Settings};
-use super::stopwatch::{Stopwatch, is_ready};
+use super::stopwatch::Stopwatch;
+use crate::conditions::pod_is_ready;
 use crate::console::step;
 use crate::manifests;
 use k8s_openapi::api::core::v1::Pod;
@@ -54,8 +55,9 @@ impl Namespaces {
 
 /// Applies the sample and waits until it runs.
 pub(super) async fn run(layout: &Layout, settings: &Settings, cluster: &Cluster) -> anyhow::Result<Stopwatch> {
-    let Namespaces { automatic, pinned } = Namespaces::of(settings);
-    manifests::create_missing(&cluster.client, &Namespaces::of(settings).manifests(), "default").await?;
+    let namespaces = Namespaces::of(settings);
+    let Namespaces { automatic, pinned } = namespaces;
+    manifests::create_missing(&cluster.client, &namespaces.manifests(), "default").await?;
     let stopwatch = Stopwatch::start(&cluster.client, LABELS).await;
     step("apply the Deployment that finds its image cache by itself", async {
         manifests::create_missing(&cluster.client, &read_manifest("sample/automatic.yaml")?, automatic).await?;
@@ -102,7 +104,7 @@ fn field<'a>(cache: &'a DynamicObject, name: &str) -> Option<&'a str> {
 async fn wait_ready(layout: &Layout, cluster: &Cluster, stopwatch: &Stopwatch, namespace: &str) -> anyhow::Result<()> {
     let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), namespace);
     let there = pods.list(&ListParams::default().labels(LABELS)).await.context("list pods")?;
-    let ready = there.items.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none() && is_ready(pod)).count();
+    let ready = there.items.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none() && pod_is_ready(pod)).count();
     if ready >= REPLICAS {
         return Ok(());
     }

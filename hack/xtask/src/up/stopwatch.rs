@@ -13,6 +13,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::conditions::pod_is_ready;
+
 /// The start of one pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Start {
@@ -90,15 +92,9 @@ fn note(all: &mut Starts, pod: &Pod, now: Instant) {
         seen: now,
         ready: None,
     });
-    if start.ready.is_none() && is_ready(pod) {
+    if start.ready.is_none() && pod_is_ready(pod) {
         start.ready = Some(now);
     }
-}
-
-/// Whether the pod's condition Ready is True.
-pub(super) fn is_ready(pod: &Pod) -> bool {
-    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
-    conditions.is_some_and(|all| all.iter().any(|one| one.type_ == "Ready" && one.status == "True"))
 }
 
 #[cfg(test)]

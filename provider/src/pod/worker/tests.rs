@@ -36,6 +36,17 @@ impl Bench {
         Self { cluster, agent, tasks: JoinSet::new(), stop: CancellationToken::new(), directory: None }
     }
 
+    /// With the pod `ns/p` of UID `u1`, which runs, and whose status says so.
+    async fn with_running_pod() -> Self {
+        let mut bench = Self::new();
+        bench.start();
+        bench.cluster.put_pod(pod("p", "u1"));
+        bench.ran(1).await;
+        bench.agent.report("u1", status("Running"));
+        bench.phase("p", "Running").await;
+        bench
+    }
+
     fn start(&mut self) {
         self.start_with(Arc::new(NoCaches));
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Context;
 
 use crate::bench::memory::kilobytes;
+use crate::mounts::{self, Mount};
 
 /// The cgroup of what is measured; only one engine runs at a time.
 pub(super) const CGROUP: &str = "larder-bench";
@@ -24,8 +25,7 @@ pub(super) struct Account {
 impl Account {
     /// Opens one.
     pub(super) fn open() -> anyhow::Result<Self> {
-        let table = fs::read_to_string("/proc/self/mountinfo").context("read the mounts")?;
-        let (mount, version) = hierarchy(&table).context("no cgroup hierarchy counts CPU time")?;
+        let (mount, version) = hierarchy(&mounts::read()?).context("no cgroup hierarchy counts CPU time")?;
         let dir = mount.join(CGROUP);
         // Processes are in a leaf of their own: version 2 allows none beside cgroups.
         let leaf = dir.join("engine");
@@ -62,20 +62,12 @@ enum Version {
     Two,
 }
 
-/// Where CPU time is counted, by the content of `mountinfo`.
-fn hierarchy(table: &str) -> Option<(PathBuf, Version)> {
-    let mounts: Vec<(&str, &str, &str)> = table
-        .lines()
-        .filter_map(|line| {
-            let (left, right) = line.split_once(" - ")?;
-            let mut right = right.split(' ');
-            Some((left.split(' ').nth(4)?, right.next()?, right.nth(1)?))
-        })
-        .collect();
-    let of = |found: Option<&(&str, &str, &str)>, version| found.map(|(point, _, _)| (PathBuf::from(point), version));
-    let counts = |options: &str| options.split(',').any(|option| option == "cpuacct");
-    let one = mounts.iter().find(|(_, kind, options)| *kind == "cgroup" && counts(options));
-    of(one, Version::One).or_else(|| of(mounts.iter().find(|(_, kind, _)| *kind == "cgroup2"), Version::Two))
+/// Where CPU time is counted.
+fn hierarchy(mounts: &[Mount]) -> Option<(PathBuf, Version)> {
+    let of = |found: Option<&Mount>, version| found.map(|mount| (mount.point.clone(), version));
+    let counts = |mount: &Mount| mount.options.split(',').any(|option| option == "cpuacct");
+    let one = mounts.iter().find(|mount| mount.kind == "cgroup" && counts(mount));
+    of(one, Version::One).or_else(|| of(mounts.iter().find(|mount| mount.kind == "cgroup2"), Version::Two))
 }
 
 /// `cpuacct.usage` is a number; `cpu.stat` begins with a line `usage_usec NUMBER`.
@@ -102,10 +94,10 @@ mod tests {
     fn the_hierarchy_that_counts_is_found() {
         let one = "30 24 0:26 / /sys/fs/cgroup/cpu,cpuacct rw,nosuid shared:9 - cgroup cgroup rw,cpu,cpuacct\n\
                    31 24 0:27 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
-        assert_eq!(hierarchy(one), Some((PathBuf::from("/sys/fs/cgroup/cpu,cpuacct"), Version::One)));
+        assert_eq!(hierarchy(&mounts::parse(one)), Some((PathBuf::from("/sys/fs/cgroup/cpu,cpuacct"), Version::One)));
         let two = "31 24 0:27 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup rw,nsdelegate\n";
-        assert_eq!(hierarchy(two), Some((PathBuf::from("/sys/fs/cgroup"), Version::Two)));
-        assert_eq!(hierarchy("1 1 0:1 / / rw - ext4 /dev/a rw\n"), None);
+        assert_eq!(hierarchy(&mounts::parse(two)), Some((PathBuf::from("/sys/fs/cgroup"), Version::Two)));
+        assert_eq!(hierarchy(&mounts::parse("1 1 0:1 / / rw - ext4 /dev/a rw\n")), None);
     }
 
     #[test]

@@ -13,6 +13,8 @@ use std::process::Command;
 
 use anyhow::{Context, ensure};
 
+use crate::mounts;
+
 /// Room for an image, compressed and unpacked, several times over; the file is sparse.
 const SIZE: u64 = 16 << 30;
 
@@ -68,8 +70,7 @@ impl Disk {
 }
 
 fn is_mount(path: &Path) -> anyhow::Result<bool> {
-    let table = fs::read_to_string("/proc/self/mountinfo").context("read the mounts")?;
-    Ok(table.lines().filter_map(|line| line.split(' ').nth(4)).any(|point| Path::new(point) == path))
+    Ok(mounts::read()?.iter().any(|mount| mount.point == path))
 }
 
 /// What it prints, without the end of the line.

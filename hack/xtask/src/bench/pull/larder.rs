@@ -51,9 +51,7 @@ struct Running {
 pub(super) fn agent(layout: &Layout) -> Agent {
     let mut agent = layout.agent(INDEX);
     agent.cgroup_parent = PODS.to_owned();
-    agent.extra.extend(["--log-format".to_owned(), "json".to_owned()]);
-    agent.env.push(("RUST_LOG".to_owned(), "info,larder::start=debug".to_owned()));
-    agent
+    trace::logging_steps(agent)
 }
 
 impl Larder {

@@ -9,12 +9,7 @@ fn deleting(pod: &mut Pod, seconds: i64) {
 
 #[tokio::test(start_paused = true)]
 async fn the_object_stays_until_the_agent_says_that_nothing_runs() {
-    let mut bench = Bench::new();
-    bench.start();
-    bench.cluster.put_pod(pod("p", "u1"));
-    bench.ran(1).await;
-    bench.agent.report("u1", status("Running"));
-    bench.phase("p", "Running").await;
+    let bench = Bench::with_running_pod().await;
     bench.cluster.edit_pod("ns", "p", |pod| deleting(pod, 7));
     bench.agent.wait("stop", |record| record.stops == [("u1".to_owned(), Some(Duration::from_secs(7)))]).await;
     tokio::time::sleep(Duration::from_secs(30)).await;

@@ -5,12 +5,7 @@ use crate::agent::{PodChange, PodGone};
 
 #[tokio::test(start_paused = true)]
 async fn a_pod_runs_and_its_status_comes_back() {
-    let mut bench = Bench::new();
-    bench.start();
-    bench.cluster.put_pod(pod("p", "u1"));
-    bench.ran(1).await;
-    bench.agent.report("u1", status("Running"));
-    bench.phase("p", "Running").await;
+    let bench = Bench::with_running_pod().await;
     let written = bench.cluster.see(|record| record.pods["ns/p"].status.clone().unwrap());
     assert_eq!(written.host_ip.as_deref(), Some("10.0.0.1"));
     assert_eq!(written.observed_generation, Some(1));
@@ -42,12 +37,7 @@ async fn a_pod_that_comes_while_the_agent_is_away_runs_when_it_is_back() {
 
 #[tokio::test(start_paused = true)]
 async fn while_the_api_server_is_away_only_the_newest_status_is_kept() {
-    let mut bench = Bench::new();
-    bench.start();
-    bench.cluster.put_pod(pod("p", "u1"));
-    bench.ran(1).await;
-    bench.agent.report("u1", status("Running"));
-    bench.phase("p", "Running").await;
+    let bench = Bench::with_running_pod().await;
     let before = bench.cluster.see(|record| record.status_patches.len());
     bench.cluster.go_offline();
     for restarts in 1..20 {
@@ -66,12 +56,7 @@ async fn while_the_api_server_is_away_only_the_newest_status_is_kept() {
 
 #[tokio::test(start_paused = true)]
 async fn what_is_not_newer_is_dropped() {
-    let mut bench = Bench::new();
-    bench.start();
-    bench.cluster.put_pod(pod("p", "u1"));
-    bench.ran(1).await;
-    bench.agent.report("u1", status("Running"));
-    bench.phase("p", "Running").await;
+    let bench = Bench::with_running_pod().await;
     let stale = PodState { generation: 1, ..on_record("u1", "p", "Failed") };
     bench.agent.send(PodChange::Changed(stale.clone()));
     bench.agent.send(PodChange::Gone(PodGone { uid: "u1".into(), generation: 1, status: stale.status }));
@@ -81,12 +66,7 @@ async fn what_is_not_newer_is_dropped() {
 
 #[tokio::test(start_paused = true)]
 async fn after_a_restart_pods_are_adopted_and_nothing_is_told_twice() {
-    let mut bench = Bench::new();
-    bench.start();
-    bench.cluster.put_pod(pod("p", "u1"));
-    bench.ran(1).await;
-    bench.agent.report("u1", status("Running"));
-    bench.phase("p", "Running").await;
+    let mut bench = Bench::with_running_pod().await;
     bench.restart().await;
     // Fresh tokens and objects, for the same pod that goes on running.
     bench.ran(2).await;
