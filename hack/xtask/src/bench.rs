@@ -41,7 +41,7 @@ pub struct Args {
     /// Pods at the same time, to measure memory
     #[arg(long, default_value_t = 20, value_name = "N")]
     pods: usize,
-    /// Measure only the cases of `pull` whose names contain this
+    /// Measure only the cases of `start` and `pull` whose names contain this
     #[arg(long, default_value = "", value_name = "TEXT")]
     only: String,
 }
@@ -70,9 +70,10 @@ pub async fn run(args: Args) -> Result<()> {
         Name::Start | Name::Memory => {
             let ground = Ground::take().await?;
             let counts = start::Counts { starts: args.starts, pulls: args.pulls };
+            let only = args.only.as_str();
             let measured = match args.name {
                 Name::Memory => unless_interrupted(memory::run(&ground, args.pods.max(1), &mut rows)).await,
-                Name::Start | Name::Pull => unless_interrupted(start::run(&ground, counts, &mut rows)).await,
+                Name::Start | Name::Pull => unless_interrupted(start::run(&ground, counts, only, &mut rows)).await,
             };
             (measured, ground.leave().await)
         }

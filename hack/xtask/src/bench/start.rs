@@ -28,8 +28,8 @@ pub(super) struct Counts {
     pub(super) pulls: usize,
 }
 
-/// Measures all cases into `rows`, those before a failure too.
-pub(super) async fn run(ground: &Ground, counts: Counts, rows: &mut Vec<Row>) -> Result<()> {
+/// Measures the cases whose names contain `only` into `rows`, those before a failure too.
+pub(super) async fn run(ground: &Ground, counts: Counts, only: &str, rows: &mut Vec<Row>) -> Result<()> {
     rows.extend(calibration::row(BENCH));
     for (case, image) in [
         ("cold pull, gzip, 1 layer", LARGE_GZIP),
@@ -37,17 +37,24 @@ pub(super) async fn run(ground: &Ground, counts: Counts, rows: &mut Vec<Row>) ->
         ("cold pull, zstd, 4 layers", LARGE_ZSTD4),
         ("cold pull, gzip, 4 layers", LARGE_GZIP4),
     ] {
-        rows.extend(step(case, cold(ground, case, image, counts.pulls)).await?);
+        if case.contains(only) {
+            rows.extend(step(case, cold(ground, case, image, counts.pulls)).await?);
+        }
     }
     ground.fresh_store().await?;
     let image = ground.image(LARGE_GZIP);
-    let mut kind = Kind { image: image.clone(), from: From::Registry, placed: Placed::Directly };
-    rows.extend(repeat(ground, "warm store", &kind, counts.starts).await?);
     let (id, _) = make_cache(ground, "larder-bench", &image).await?;
-    kind.from = From::Cache(id);
-    rows.extend(repeat(ground, "cache hit", &kind, counts.starts).await?);
-    kind.placed = Placed::ByScheduler;
-    rows.extend(repeat(ground, "cache hit, by the scheduler", &kind, counts.starts).await?);
+    let hit = From::Cache(id);
+    for (case, from, placed) in [
+        ("warm store", From::Registry, Placed::Directly),
+        ("cache hit", hit.clone(), Placed::Directly),
+        ("cache hit, by the scheduler", hit, Placed::ByScheduler),
+    ] {
+        if case.contains(only) {
+            let kind = Kind { image: image.clone(), from, placed };
+            rows.extend(repeat(ground, case, &kind, counts.starts).await?);
+        }
+    }
     rows.extend(calibration::row(BENCH));
     Ok(())
 }
