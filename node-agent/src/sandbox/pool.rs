@@ -1,18 +1,21 @@
 //! The owner of all sandboxes of a host: a pool that is kept filled, and what the pods have.
 //!
 //! One task ([`Pool::run`]) owns the state; requests arrive on a bounded queue. Making and removing happens on blocking
-//! threads, whose results come back to the task.
+//! threads, whose results come back to the task. What was taken out of the pool is made anew a moment later: at once it would
+//! take the processor, and the lock of the host's network, from the very start that it was taken for.
 
 use std::{
     collections::{HashMap, VecDeque},
     io,
     path::PathBuf,
     sync::Arc,
+    time::Duration,
 };
 
 use tokio::{
     sync::{mpsc, oneshot},
     task::{JoinError, JoinSet},
+    time::Instant,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -22,6 +25,9 @@ use super::{
     slot::Slot,
 };
 use crate::host::netlink;
+
+/// How long after it was taken from the pool is filled again. A pod whose images are cached runs within it.
+const REFILL_AFTER: Duration = Duration::from_millis(150);
 
 pub(super) type Reply<T> = oneshot::Sender<Result<T, SandboxError>>;
 
@@ -53,6 +59,8 @@ pub(super) struct Pool {
     /// The pods whose sandbox is waited for, being configured or being removed, and what was asked about them meanwhile.
     under_way: HashMap<String, Vec<Request>>,
     creating: usize,
+    /// When the pool is to be filled again; none when nothing was taken from it since.
+    refill_at: Option<Instant>,
     work: JoinSet<Done>,
 }
 
@@ -75,6 +83,7 @@ impl Pool {
             waiting: VecDeque::new(),
             under_way: HashMap::new(),
             creating: 0,
+            refill_at: None,
             work: JoinSet::new(),
         };
         for slot in found {
@@ -104,6 +113,10 @@ impl Pool {
                 },
                 // Cancel-safe per the docs of `join_next`.
                 Some(done) = self.work.join_next() => self.finish(done),
+                // Nothing is lost with a wait for a time.
+                () = tokio::time::sleep_until(self.refill_at.unwrap_or_else(Instant::now)), if self.refill_at.is_some() => {
+                    self.refill();
+                }
             }
         }
         // Nothing new is begun for those who asked again.
@@ -150,7 +163,8 @@ impl Pool {
                 None => self.waiting.push_back((spec, reply)),
             }
         }
-        self.refill();
+        self.make_for_waiting();
+        self.refill_later();
     }
 
     /// Serves what was asked about a pod while its sandbox was under way. It no longer is.
@@ -170,7 +184,23 @@ impl Pool {
 
     /// Starts to make as many slots as are wanted: one for each that waits, and the pool's own.
     fn refill(&mut self) {
-        while self.creating + self.free.len() < self.waiting.len() + self.config.size {
+        self.refill_at = None;
+        self.make(self.waiting.len() + self.config.size);
+    }
+
+    fn refill_later(&mut self) {
+        if self.creating + self.free.len() < self.waiting.len() + self.config.size {
+            self.refill_at.get_or_insert_with(|| Instant::now() + REFILL_AFTER);
+        }
+    }
+
+    fn make_for_waiting(&mut self) {
+        self.make(self.waiting.len());
+    }
+
+    /// Starts to make slots until `wanted` are there or on their way.
+    fn make(&mut self, wanted: usize) {
+        while self.creating + self.free.len() < wanted {
             let Some(address) = self.addresses.take() else {
                 self.refuse_waiting();
                 return;
@@ -215,9 +245,10 @@ impl Pool {
             Ok(Done::Removed { uid, slot, result, reply }) => self.removed(uid, slot, result, reply),
             Err(error) => tracing::error!(error = %error, "a sandbox task panicked"),
         }
+        self.make_for_waiting();
         // What fails once fails again at once, such as when the bridge is gone: only for those who wait is it tried again.
-        if !failed || !self.waiting.is_empty() {
-            self.refill();
+        if !failed {
+            self.refill_later();
         }
     }
 

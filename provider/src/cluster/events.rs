@@ -13,6 +13,7 @@ use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::json;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::event_series::{Decision, EventSeries, Identity};
@@ -23,6 +24,10 @@ use crate::parts::{PartError, Parts};
 const LANES: usize = 4;
 /// How many events wait in a lane before new ones are dropped.
 const WAITING: usize = 1024;
+/// How long an event waits before it is written. Seven tell of a start, and each costs the API server and its store as much
+/// as the pod's own status does: on a small host they would take the time that the start needs. It carries the time at which
+/// it happened, and a cached pod is Ready well within this.
+const HELD: Duration = Duration::from_millis(200);
 /// How often an event is tried while the API server is away.
 const TRIES: usize = 8;
 
@@ -111,17 +116,26 @@ pub fn regarding_pod(pod: &Pod) -> ObjectReference {
     }
 }
 
+/// An event on its way to the API server.
+#[derive(Debug)]
+struct Recorded {
+    note: EventNote,
+    happened: Timestamp,
+    /// When it is to be written.
+    due: Instant,
+}
+
 /// Takes events from anywhere. Cheap to clone; never waits and never fails.
 #[derive(Debug, Clone)]
 pub struct EventRecorder {
-    lanes: Arc<[mpsc::Sender<EventNote>]>,
+    lanes: Arc<[mpsc::Sender<Recorded>]>,
 }
 
 /// The task behind an [`EventRecorder`].
 #[derive(Debug)]
 pub struct EventWriter {
     api: Arc<dyn EventApi>,
-    lanes: Vec<mpsc::Receiver<EventNote>>,
+    lanes: Vec<mpsc::Receiver<Recorded>>,
 }
 
 impl EventRecorder {
@@ -135,8 +149,11 @@ impl EventRecorder {
     pub fn record(&self, note: EventNote) {
         let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(&note.regarding.uid);
         let lane = usize::try_from(hash % LANES as u64).unwrap_or_default();
-        if let Err(error) = self.lanes[lane].try_send(note) {
-            let (mpsc::error::TrySendError::Full(note) | mpsc::error::TrySendError::Closed(note)) = error;
+        let happened = note.time.unwrap_or_else(Timestamp::now);
+        let recorded = Recorded { note, happened, due: Instant::now() + HELD };
+        if let Err(error) = self.lanes[lane].try_send(recorded) {
+            let (mpsc::error::TrySendError::Full(lost) | mpsc::error::TrySendError::Closed(lost)) = error;
+            let note = lost.note;
             tracing::warn!(reason = note.reason, message = note.message, "too many events wait, dropped one");
         }
     }
@@ -170,20 +187,25 @@ struct Lane {
 }
 
 impl Lane {
-    async fn run(mut self, mut notes: mpsc::Receiver<EventNote>, stop: CancellationToken) {
+    async fn run(mut self, mut waiting: mpsc::Receiver<Recorded>, stop: CancellationToken) {
         loop {
             // `recv` takes nothing when it is dropped.
-            let note = tokio::select! {
+            let recorded = tokio::select! {
                 biased;
-                note = notes.recv() => note,
+                recorded = waiting.recv() => recorded,
                 () = stop.cancelled() => None,
             };
-            let Some(note) = note else { return };
-            self.write(note).await;
+            let Some(Recorded { note, happened, due }) = recorded else { return };
+            tokio::select! {
+                () = tokio::time::sleep_until(due) => {}
+                // Nothing starts any more that it could be in the way of.
+                () = stop.cancelled() => {}
+            }
+            self.write(note, happened).await;
         }
     }
 
-    async fn write(&mut self, note: EventNote) {
+    async fn write(&mut self, note: EventNote, happened: Timestamp) {
         let now = Timestamp::now();
         let identity = Identity {
             object_uid: note.regarding.uid.clone().unwrap_or_default(),
@@ -197,7 +219,7 @@ impl Lane {
             Decision::Drop => return,
             Decision::Count { name, count } => {
                 let counted =
-                    self.persist(&Writing::Count { namespace: &namespace, name: &name, count, last: now }).await;
+                    self.persist(&Writing::Count { namespace: &namespace, name: &name, count, last: happened }).await;
                 // Events live for an hour; one that is gone is written anew.
                 if !matches!(counted, Err(ClusterError::NotFound { .. })) {
                     return;
@@ -205,7 +227,7 @@ impl Lane {
             }
             Decision::Write => {}
         }
-        let event = event_object(&note, namespace, now);
+        let event = event_object(&note, namespace, happened);
         let name = event.metadata.name.clone().unwrap_or_default();
         match self.persist(&Writing::Create(&event)).await {
             Ok(()) => self.series.written(identity, name, now),
@@ -238,8 +260,8 @@ impl Lane {
     }
 }
 
-fn event_object(note: &EventNote, namespace: String, now: Timestamp) -> Event {
-    let time = Some(Time(note.time.unwrap_or(now)));
+fn event_object(note: &EventNote, namespace: String, happened: Timestamp) -> Event {
+    let time = Some(Time(happened));
     let mut object = note.regarding.name.clone().unwrap_or_default();
     // Names end at 253 characters, and ours takes 17.
     object.truncate(230);
@@ -294,9 +316,9 @@ mod tests {
             warning: false,
             reason: "Pulled".into(),
             message: "m".into(),
-            time: Some(Timestamp::from_second(5).unwrap()),
+            time: None,
         };
-        let event = event_object(&note, "ns".into(), Timestamp::from_second(9).unwrap());
+        let event = event_object(&note, "ns".into(), Timestamp::from_second(5).unwrap());
         let source = event.source.unwrap();
         assert_eq!((source.component.as_deref(), source.host.as_deref()), (Some("kubelet"), Some("n")));
         assert_eq!(event.first_timestamp.unwrap().0.as_second(), 5);

@@ -65,6 +65,19 @@ pub(super) fn is_terminal(phase: Option<&str>) -> bool {
     matches!(phase, Some("Succeeded" | "Failed"))
 }
 
+/// True for the status of a pod whose containers are being made for the first time, of which there is nothing else to say.
+pub(super) fn is_on_its_way(status: &PodStatus) -> bool {
+    let waits = |container: &ContainerStatus| {
+        let waiting = container.state.as_ref().and_then(|state| state.waiting.as_ref());
+        let reason = waiting.map(|waiting| waiting.reason.as_deref().unwrap_or_default());
+        container.restart_count == 0
+            && container.last_state.as_ref().is_none_or(|last| last.terminated.is_none())
+            && matches!(reason, Some("" | "ContainerCreating" | "PodInitializing"))
+    };
+    let all = status.init_container_statuses.iter().flatten().chain(status.container_statuses.iter().flatten());
+    matches!(status.phase.as_deref(), None | Some("Pending")) && status.reason.is_none() && all.into_iter().all(waits)
+}
+
 fn never_restarts(pod: &Pod) -> bool {
     pod.spec.as_ref().and_then(|spec| spec.restart_policy.as_deref()) == Some("Never")
 }

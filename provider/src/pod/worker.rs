@@ -114,6 +114,8 @@ pub(super) struct Worker {
     removed: bool,
     /// Until when the agent's stream is trusted to say that it has what it was just handed.
     awaited: Option<Moment>,
+    /// Until when a pod that was just handed over may be on its way without a word of it at the API server.
+    in_sight: Option<Moment>,
     blocked: Blocked,
     backoff: Backoffs,
 }
@@ -164,6 +166,7 @@ impl Worker {
             nothing_runs: false,
             removed: false,
             awaited: None,
+            in_sight: None,
             blocked: Blocked::default(),
             backoff: Backoffs::default(),
         }
@@ -284,6 +287,10 @@ impl Worker {
         if self.agent == AgentInput::Absent {
             blocked.hand_over = blocked.hand_over.max(self.awaited);
         }
+        if self.is_on_its_way() {
+            blocked.write_status = blocked.write_status.max(self.in_sight);
+            blocked.annotate = blocked.annotate.max(self.in_sight);
+        }
         Done {
             content: self.content_state(),
             stop: self.stop,
@@ -293,6 +300,10 @@ impl Worker {
             removed: self.removed,
             blocked,
         }
+    }
+
+    fn is_on_its_way(&self) -> bool {
+        matches!(&self.agent, AgentInput::Known(AgentPod::State(state)) if status::is_on_its_way(&state.status))
     }
 
     fn content_state(&mut self) -> Content {

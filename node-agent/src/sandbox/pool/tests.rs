@@ -117,3 +117,21 @@ async fn a_second_sandbox_of_the_same_pod_is_removed() {
     assert_eq!((pool.taken.len(), pool.addresses.in_use()), (1, 1));
     assert!(!found[0].folder.exists() && found[1].folder.exists());
 }
+
+#[tokio::test]
+async fn what_was_taken_is_made_anew_only_after_the_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut free = slot_of_a(folder.path(), "10.99.0.5");
+    free.record.uid = None;
+    let mut pool = pool_on_a_broken_host(vec![free]);
+    let (reply, _answer) = oneshot::channel();
+    pool.serve(Request::Ensure(spec("b"), reply));
+    assert_eq!((pool.free.len(), pool.creating), (0, 0), "in the way of the start");
+    assert!(pool.refill_at.is_some_and(|at| at > Instant::now()));
+    // Whoever finds the pool empty is not kept waiting.
+    let (reply, _answer) = oneshot::channel();
+    pool.serve(Request::Ensure(spec("c"), reply));
+    assert_eq!(pool.creating, 1);
+    pool.refill();
+    assert_eq!((pool.creating, pool.refill_at), (1 + pool.config.size, None));
+}

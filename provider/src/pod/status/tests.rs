@@ -250,3 +250,20 @@ fn a_resize_that_is_not_done_is_told_and_taken_back() {
     assert_eq!(find(&after, resize::PENDING), None);
     assert_eq!(after.conditions.unwrap().len(), 3);
 }
+
+#[test]
+fn only_a_pod_whose_first_containers_are_being_made_is_on_its_way() {
+    let with = |container: Value| status(json!({"phase": "Pending", "containerStatuses": [container]}));
+    let container = |state: Value, restarts: i32| json!({"name": "c", "image": "i", "imageID": "", "ready": false, "restartCount": restarts, "state": state});
+    let waiting = |reason: &str| json!({"waiting": {"reason": reason}});
+    assert!(is_on_its_way(&PodStatus::default()));
+    for reason in ["ContainerCreating", "PodInitializing"] {
+        assert!(is_on_its_way(&with(container(waiting(reason), 0))), "{reason}");
+        assert!(!is_on_its_way(&with(container(waiting(reason), 1))), "{reason} again");
+    }
+    for reason in ["ErrImagePull", "ImagePullBackOff", "CrashLoopBackOff", "CreateContainerConfigError"] {
+        assert!(!is_on_its_way(&with(container(waiting(reason), 0))), "{reason}");
+    }
+    assert!(!is_on_its_way(&with(container(json!({"terminated": {"exitCode": 1}}), 0))));
+    assert!(!is_on_its_way(&running()));
+}

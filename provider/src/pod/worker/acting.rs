@@ -27,6 +27,10 @@ const REFUSED: Duration = Duration::from_secs(300);
 /// Until the stream of an agent must have said that it has a pod which it was handed.
 const ON_RECORD: Duration = Duration::from_secs(10);
 
+/// How long the API server is not told that a pod which was just handed over is on its way. One whose images are cached runs
+/// well within it, and is then told of once; what is told of the way there would be in its way.
+const IN_SIGHT: Duration = Duration::from_millis(150);
+
 impl Worker {
     /// Does what was decided.
     pub(super) async fn act(&mut self, action: Action, patch: Option<StatusPatch>) {
@@ -62,6 +66,7 @@ impl Worker {
                 self.backoff.hand_over.reset();
                 self.nothing_runs = false;
                 self.awaited = Some(self.moment() + ON_RECORD);
+                self.in_sight = (!runs).then(|| self.moment() + IN_SIGHT);
             }
             Err(failure) => self.not_handed_over(failure, runs),
         }

@@ -160,3 +160,62 @@ async fn what_the_policy_refuses_waits_unless_it_never_restarts(#[case] restart:
     let shown = bench.cluster.see(shown);
     assert_eq!((shown.phase.as_deref(), shown.message.as_deref()), (Some(phase), Some("spec.hostPID: no")));
 }
+
+/// What the agent says while it makes a pod's first container.
+fn on_its_way() -> PodStatus {
+    serde_json::from_value(json!({
+        "phase": "Pending", "podIP": "10.244.0.2",
+        "containerStatuses": [{
+            "name": "c", "image": "i", "imageID": "", "ready": false, "restartCount": 0,
+            "state": {"waiting": {"reason": "ContainerCreating"}}
+        }]
+    }))
+    .unwrap()
+}
+
+#[rstest]
+#[case::at_once(Duration::from_millis(40), &["Running"])]
+#[case::slowly(Duration::from_secs(2), &["Pending", "Running"])]
+#[tokio::test(start_paused = true)]
+async fn of_a_pod_that_runs_at_once_the_api_server_is_told_once(#[case] took: Duration, #[case] told: &[&str]) {
+    let mut bench = Bench::new();
+    bench.start();
+    bench.cluster.put_pod(pod("p", "u1"));
+    bench.ran(1).await;
+    bench.agent.report("u1", on_its_way());
+    tokio::time::sleep(took).await;
+    bench.agent.report("u1", status("Running"));
+    bench.phase("p", "Running").await;
+    let phases: Vec<_> = bench.cluster.see(|record| {
+        let patches = record.status_patches.iter().map(|(_, patch)| patch["status"]["phase"].as_str());
+        // What is not in a patch has not changed.
+        patches.map(|phase| phase.unwrap_or("Pending").to_owned()).collect()
+    });
+    assert_eq!(phases, told);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_keeps_a_pod_from_starting_is_told_at_once() {
+    let mut bench = Bench::new();
+    bench.start();
+    bench.cluster.put_pod(pod("p", "u1"));
+    bench.ran(1).await;
+    let began = Instant::now();
+    let mut failing = on_its_way();
+    let state = failing.container_statuses.as_mut().unwrap()[0].state.as_mut().unwrap();
+    state.waiting.as_mut().unwrap().reason = Some("ErrImagePull".to_owned());
+    bench.agent.report("u1", failing);
+    bench.cluster.wait("a patch", |record| !record.status_patches.is_empty()).await;
+    assert!(began.elapsed() < Duration::from_millis(50), "told after {:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn events_are_written_after_the_start_and_with_its_time() {
+    let mut bench = Bench::new();
+    bench.start_with(Arc::new(Scripted(vec![CacheDecision::Run(admitted())].into())));
+    bench.cluster.put_pod(pod("p", "u1"));
+    bench.ran(1).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(bench.cluster.see(|record| record.events.len()), 0, "in the way of a start");
+    bench.event("SuccessfulHitImageCache").await;
+}
