@@ -264,7 +264,13 @@ fn open_snapshotter(config: &Config, store: &Store) -> Result<Arc<dyn Snapshotte
         SnapshotterChoice::Erofs => DriverChoice::Erofs,
         SnapshotterChoice::Directory => DriverChoice::Directory,
     };
-    snapshot::open(choice, store.layout(), &config.run_dir.join("images"), Limits::default())
+    let limits = Limits {
+        entries: config.max_layer_entries,
+        metadata_bytes: config.max_layer_metadata_bytes,
+        layer_bytes: config.max_layer_bytes,
+        ..Limits::default()
+    };
+    snapshot::open(choice, store.layout(), &config.run_dir.join("images"), limits)
 }
 
 async fn open_images(

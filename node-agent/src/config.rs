@@ -84,6 +84,16 @@ pub struct Config {
     /// Folder of these programs.
     #[arg(long, env = "LARDER_IMAGE_CREDENTIAL_PROVIDER_BIN_DIR", value_name = "DIR")]
     pub image_credential_provider_bin_dir: Option<PathBuf>,
+    /// How many bytes one layer may have, unpacked: what a small download may become on this disk.
+    #[arg(long, env = "LARDER_MAX_LAYER_BYTES", default_value_t = 256 << 30, value_name = "BYTES")]
+    pub max_layer_bytes: u64,
+    /// How many files and directories one layer may have.
+    #[arg(long, env = "LARDER_MAX_LAYER_ENTRIES", default_value_t = 1_000_000, value_name = "N")]
+    pub max_layer_entries: usize,
+    /// How many bytes of memory the names and attributes of one layer may take while it is pulled; those of all layers of
+    /// an image may take four times as much together.
+    #[arg(long, env = "LARDER_MAX_LAYER_METADATA_BYTES", default_value_t = 512 << 20, value_name = "BYTES")]
+    pub max_layer_metadata_bytes: u64,
     /// How many pods this node takes.
     #[arg(long, env = "LARDER_MAX_PODS", default_value_t = 250, value_name = "N")]
     pub max_pods: u32,

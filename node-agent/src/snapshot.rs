@@ -6,8 +6,9 @@
 #[cfg(test)]
 mod conformance;
 mod directory;
-pub mod erofs;
 mod erofs_driver;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod layer_index;
 mod layer_stream;
 mod layer_tree;
@@ -15,9 +16,9 @@ mod limits;
 mod merge;
 mod probe;
 mod room;
+mod route;
 mod tar;
 mod tar_file;
-pub mod tree;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -30,6 +31,7 @@ pub use probe::{DriverChoice, open};
 pub use room::make_room;
 
 use crate::digest::Digest;
+use crate::erofs;
 use crate::store::{StoreError, durable};
 
 /// How layers are kept on disk.
@@ -159,8 +161,8 @@ pub enum SnapshotError {
     /// The tar breaks a rule; the text names the entry and the rule.
     #[error("layer tar is malformed: {0}")]
     MalformedTar(String),
-    /// The tar passes a bound that was set for it.
-    #[error("layer tar exceeds a limit: {0}")]
+    /// The layer, or an image's layers together, pass a bound that was set for them.
+    #[error("layer exceeds a limit: {0}")]
     LimitExceeded(String),
     /// A layer that should be there is not.
     #[error("layer {0} is not in the store")]
@@ -220,7 +222,9 @@ impl From<layer_tree::LayerError> for SnapshotError {
         use layer_tree::LayerError;
         match error {
             LayerError::Tar(error) => error.into(),
-            LayerError::TooManyEntries { .. } | LayerError::TooLong { .. } => Self::LimitExceeded(error.to_string()),
+            LayerError::TooManyEntries { .. } | LayerError::TooMuchMetadata { .. } | LayerError::TooLong { .. } => {
+                Self::LimitExceeded(error.to_string())
+            }
             LayerError::Path { .. }
             | LayerError::NotADirectory { .. }
             | LayerError::SymlinkLoop { .. }

@@ -59,7 +59,10 @@ fn say(line: &str) {
 impl Check {
     fn run(self) -> Result<()> {
         match self {
-            Self::Fmt => cargo(&["fmt", "--all", "--check"], None),
+            Self::Fmt => {
+                cargo(&["fmt", "--all", "--check"], None)?;
+                cargo(&["fmt", "--manifest-path", "node-agent/fuzz/Cargo.toml", "--", "--check"], None)
+            }
             Self::Clippy => cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], None),
             Self::Layers => crate::layers::run(&crate::layers::Args {}),
             Self::Orphans => orphans::run(),

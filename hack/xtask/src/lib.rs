@@ -12,6 +12,7 @@ pub mod control_plane;
 pub mod controlplane_program;
 pub mod down;
 pub mod footprint;
+pub mod fuzz;
 mod go_program;
 pub mod images;
 mod kept_store;

@@ -31,9 +31,10 @@ pub const ALL: [Need; 7] = [
 ];
 
 /// What the tests need besides.
-pub const FOR_TESTS: [Need; 4] = [
+pub const FOR_TESTS: [Need; 5] = [
     Need { what: "/usr/bin/busybox", package: "busybox-static", purpose: "the root file system of test containers" },
     Need { what: "umoci", package: "umoci", purpose: "unpacking layers for comparison" },
+    Need { what: "fsck.erofs", package: "erofs-utils", purpose: "having indexes checked by EROFS's own programs" },
     Need { what: "tar", package: "tar", purpose: "making and unpacking layers for comparison" },
     Need { what: "find", package: "findutils", purpose: "making layers to test with" },
 ];
@@ -77,6 +78,14 @@ pub fn ensure_for_tests() -> anyhow::Result<()> {
 /// When something is missing and cannot be installed here; the message is the list.
 pub fn ensure_for_peers() -> anyhow::Result<()> {
     ensure_each(&[&ALL[..], &FOR_PEERS].concat())
+}
+
+/// Sees to it that what fuzzing needs is there: libFuzzer is C++.
+///
+/// # Errors
+/// When it is missing and cannot be installed here; the message is the list.
+pub fn ensure_for_fuzzing() -> anyhow::Result<()> {
+    ensure_each(&[Need { what: "c++", package: "g++", purpose: "building libFuzzer" }])
 }
 
 fn ensure_each(needs: &[Need]) -> anyhow::Result<()> {

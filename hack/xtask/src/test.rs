@@ -4,7 +4,7 @@ use anyhow::{Context, ensure};
 
 use crate::console::{blocking_step, note};
 use crate::images::{Set, build};
-use crate::{check, controlplane_program, prerequisites, up, workspace};
+use crate::{check, controlplane_program, fuzz, prerequisites, up, workspace};
 
 /// Which tests.
 #[derive(Debug, clap::Args)]
@@ -13,7 +13,7 @@ pub struct Args {
     part: Option<Part>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, clap::Subcommand)]
+#[derive(Debug, Clone, clap::Subcommand)]
 enum Part {
     /// Format, lints, layers, documentation and all tests that need no cluster
     Unit,
@@ -22,6 +22,8 @@ enum Part {
         /// Only tests whose name contains this
         name: Option<String>,
     },
+    /// libFuzzer on what comes from outside: layers, indexes, manifests, references, hosts.toml
+    Fuzz(fuzz::Args),
 }
 
 /// Runs them; the first part that fails ends it.
@@ -32,6 +34,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     blocking_step("look for the programs that are needed", prerequisites::ensure_for_tests).await?;
     match args.part {
         Some(Part::Unit) => check::run(&check::Args::default()),
+        Some(Part::Fuzz(args)) => fuzz::run(&args),
         Some(Part::E2e { name }) => e2e(name.as_deref()).await,
         None => {
             check::run(&check::Args::default())?;

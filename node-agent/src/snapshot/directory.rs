@@ -17,11 +17,11 @@ use std::path::PathBuf;
 use self::unpack::Unpacker;
 use super::erofs_driver::{Unfinished, layer_of};
 use super::layer_stream::LayerStream;
-use super::tree::Tree;
 use super::{
     Driver, ImageLayers, Layer, LayerWriter, Limits, MountedImage, SnapshotError, Snapshotter, layer_index, merge,
 };
 use crate::digest::Digest;
+use crate::erofs::tree::Tree;
 use crate::store::durable;
 use crate::store::layout::{LayerMeta, LayerPaths, Layout};
 
@@ -45,15 +45,14 @@ impl DirectorySnapshotter {
     }
 
     fn make_patch(&self, image: &ImageLayers, directory: &std::path::Path) -> Result<(), SnapshotError> {
-        let mut trees = Vec::with_capacity(image.diff_ids.len());
-        for diff_id in &image.diff_ids {
+        let trees = layer_index::read_all(image, &self.limits, |diff_id| {
             self.layer(diff_id).ok_or(SnapshotError::MissingLayer(*diff_id))?;
-            trees.push(layer_index::read(&self.layout, diff_id)?);
-        }
+            layer_index::read(&self.layout, diff_id)
+        })?;
         let merged = merge::merge(&trees)?;
         let stacked = merge::merge(&patch::as_stacked(&trees, &image.diff_ids))?;
         fs::create_dir(directory).map_err(|error| SnapshotError::io("create", directory, 0, error))?;
-        if let Some(patch) = patch::between(&stacked, &merged) {
+        if let Some(patch) = patch::between(&stacked, &merged, &patch::with_whiteouts(&trees)) {
             let files: Vec<PathBuf> = image.diff_ids.iter().map(|diff_id| self.layout.layer(diff_id).files()).collect();
             patch_files::write(&directory.join(PATCH), &patch, &trees, &files)?;
         } else if image.diff_ids.is_empty() {

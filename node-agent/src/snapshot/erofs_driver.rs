@@ -8,13 +8,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use super::erofs::Device;
 use super::layer_stream::{KeepTar, LayerStream};
 use super::tar_file::TarFile;
 use super::{
     Driver, ImageLayers, Layer, LayerWriter, Limits, MountedImage, SnapshotError, Snapshotter, layer_index, merge,
 };
 use crate::digest::Digest;
+use crate::erofs::Device;
 use crate::host::mount;
 use crate::store::durable;
 use crate::store::layout::{LayerMeta, LayerPaths, Layout};
@@ -42,7 +42,7 @@ impl ErofsSnapshotter {
     }
 
     /// A layer's tree; the index is derived from the tar, and made anew where it is damaged.
-    fn tree(&self, diff_id: &Digest) -> Result<super::tree::Tree, SnapshotError> {
+    fn tree(&self, diff_id: &Digest) -> Result<crate::erofs::tree::Tree, SnapshotError> {
         match layer_index::read(&self.layout, diff_id) {
             Err(SnapshotError::CorruptIndex { path, source }) => {
                 tracing::warn!(path = %path.display(), error = %source, "layer index is damaged, making it anew");
@@ -52,7 +52,7 @@ impl ErofsSnapshotter {
         }
     }
 
-    fn rebuild_index(&self, diff_id: &Digest) -> Result<super::tree::Tree, SnapshotError> {
+    fn rebuild_index(&self, diff_id: &Digest) -> Result<crate::erofs::tree::Tree, SnapshotError> {
         let paths = self.layout.layer(diff_id);
         let tar = paths.tar();
         let io = |error| SnapshotError::io("read", &tar, 0, error);
@@ -77,14 +77,14 @@ impl ErofsSnapshotter {
 
     fn write_image(&self, image: &ImageLayers) -> Result<(), SnapshotError> {
         let index = self.layout.image_index(&image.manifest);
-        let mut trees = Vec::with_capacity(image.diff_ids.len());
         let mut devices = Vec::with_capacity(image.diff_ids.len());
         for diff_id in &image.diff_ids {
             let layer = self.layer(diff_id).ok_or(SnapshotError::MissingLayer(*diff_id))?;
             devices.push(device(diff_id, layer.size_bytes));
-            trees.push(self.tree(diff_id)?);
         }
+        let trees = layer_index::read_all(image, &self.limits, |diff_id| self.tree(diff_id))?;
         let tree = merge::merge(&trees)?;
+        drop(trees);
         layer_index::write_image_meta(&self.layout, image)?;
         let unfinished = self.layout.unfinished("image");
         let written = layer_index::write(&unfinished, &tree, &devices).and_then(|_| {

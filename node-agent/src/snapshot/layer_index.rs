@@ -4,10 +4,10 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter};
 use std::path::{Path, PathBuf};
 
-use super::erofs::{self, Device};
-use super::tree::Tree;
-use super::{ImageLayers, SnapshotError};
+use super::{ImageLayers, Limits, SnapshotError, layer_tree};
 use crate::digest::Digest;
+use crate::erofs::tree::Tree;
+use crate::erofs::{self, Device};
 use crate::store::durable;
 use crate::store::layout::{ImageMeta, LayerMeta, LayerPaths, Layout};
 
@@ -34,6 +34,30 @@ pub(crate) fn read(layout: &Layout, diff_id: &Digest) -> Result<Tree, SnapshotEr
         other => other.map_err(|error| SnapshotError::io("read", &path, 0, error))?,
     };
     erofs::read_image(&bytes).map_err(|source| SnapshotError::CorruptIndex { path, source })
+}
+
+/// Reads the trees of an image's layers with `read`, as long as they take no more memory together than an image may.
+pub(crate) fn read_all(
+    image: &ImageLayers,
+    limits: &Limits,
+    read: impl Fn(&Digest) -> Result<Tree, SnapshotError>,
+) -> Result<Vec<Tree>, SnapshotError> {
+    let limit = limits.image_metadata_bytes();
+    let mut bytes = 0;
+    let mut trees = Vec::with_capacity(image.diff_ids.len());
+    for diff_id in &image.diff_ids {
+        let tree = read(diff_id)?;
+        bytes += layer_tree::metadata_bytes(&tree);
+        if bytes > limit {
+            let what = format!(
+                "the names and attributes of an image's layers take more than {limit} bytes of memory together, four times \
+                 the bound set by --max-layer-metadata-bytes"
+            );
+            return Err(SnapshotError::LimitExceeded(what));
+        }
+        trees.push(tree);
+    }
+    Ok(trees)
 }
 
 /// Writes `meta.json`, the last file of a layer, and makes the directory durable.

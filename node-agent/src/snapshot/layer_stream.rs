@@ -6,8 +6,8 @@ use super::SnapshotError;
 use super::layer_tree::{Change, LayerBuilder, LayerError};
 use super::limits::Limits;
 use super::tar::{Entry, Visitor, Walker};
-use super::tree::Tree;
 use crate::digest::Digest;
+use crate::erofs::tree::Tree;
 
 /// What a driver does with entries as they come.
 pub(crate) trait Unpack: Send {

@@ -6,18 +6,16 @@
 //!
 //! Pure: no I/O, no clock, no randomness.
 
-use std::collections::VecDeque;
+mod error;
+mod inode;
 
-use super::erofs;
+pub(crate) use error::LayerError;
+pub(crate) use inode::{metadata, metadata_bytes};
+
 use super::limits::Limits;
-use super::tar::{Entry, EntryKind, RegularData, TarError};
-use super::tree::{
-    BLOCK, Below, Data, DeviceNumber, Directory, Extent, Inode, InodeId, Metadata, NAME_MAX, Node, Origin, Regular,
-    Tree, Xattr, join,
-};
-
-/// Symbolic links that one path may lead through, as in Linux.
-const SYMLINK_HOPS: usize = 40;
+use super::route::{Route, TooManyLinks};
+use super::tar::{Entry, EntryKind};
+use crate::erofs::tree::{Below, Inode, InodeId, Metadata, NAME_MAX, Node, Origin, Tree, join};
 
 /// What marks a whiteout: this, then the name that is hidden.
 const WHITEOUT: &[u8] = b".wh.";
@@ -25,66 +23,6 @@ const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 /// Bookkeeping of aufs that old layers have; no runtime makes files of it.
 const BOOKKEEPING: &[u8] = b".wh..wh.";
-
-/// Why a layer's entries make no tree.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum LayerError {
-    /// The tar itself is malformed.
-    #[error(transparent)]
-    Tar(#[from] TarError),
-    /// More entries, or more directories that they imply, than allowed.
-    #[error("read layer: more than {limit} entries")]
-    TooManyEntries {
-        /// How many are allowed.
-        limit: usize,
-    },
-    /// More bytes than allowed.
-    #[error("read layer: more than {limit} bytes")]
-    TooLong {
-        /// How many are allowed.
-        limit: u64,
-    },
-    /// A path that no unpacker should accept.
-    #[error("read layer: entry {path}: {what}")]
-    Path {
-        /// The entry.
-        path: String,
-        /// What is wrong with its path.
-        what: &'static str,
-    },
-    /// A component of the path is a file.
-    #[error("read layer: entry {path}: {component} is not a directory")]
-    NotADirectory {
-        /// The entry.
-        path: String,
-        /// The component.
-        component: String,
-    },
-    /// A path that leads through too many symbolic links.
-    #[error("read layer: entry {path}: too many symbolic links")]
-    SymlinkLoop {
-        /// The entry.
-        path: String,
-    },
-    /// A hard link to what cannot have one, or is hidden.
-    #[error("read layer: hard link {path}: {target} {what}")]
-    HardLink {
-        /// The entry.
-        path: String,
-        /// The target.
-        target: String,
-        /// Why not.
-        what: &'static str,
-    },
-    /// A sparse file whose pieces do not lie on block borders, or are too many for an index.
-    #[error("read layer: sparse file {path}: {what}")]
-    Sparse {
-        /// The entry.
-        path: String,
-        /// What is the matter.
-        what: &'static str,
-    },
-}
 
 /// What an entry did to the tree, for those who do the same to a directory on disk. Paths are from the root, without a
 /// leading slash, free of symbolic links and of `.` and `..`.
@@ -111,6 +49,8 @@ pub(crate) struct LayerBuilder {
     tree: Tree,
     limits: Limits,
     entries: usize,
+    /// Bytes of memory, estimated.
+    metadata_bytes: u64,
 }
 
 /// A directory of the tree and its path.
@@ -123,7 +63,7 @@ struct At {
 impl LayerBuilder {
     /// An empty layer.
     pub(crate) fn new(limits: Limits) -> Self {
-        Self { tree: Tree::new(), limits, entries: 0 }
+        Self { tree: Tree::new(), limits, entries: 0, metadata_bytes: 0 }
     }
 
     /// The tree of all entries added.
@@ -134,10 +74,10 @@ impl LayerBuilder {
     /// Adds the next entry of the tar.
     pub(crate) fn add(&mut self, entry: &Entry) -> Result<Change, LayerError> {
         self.entries += 1;
-        let limit = self.limits.entries;
-        if self.entries > limit || self.tree.arena_len() > limit.saturating_mul(2) {
-            return Err(LayerError::TooManyEntries { limit });
+        if self.entries > self.limits.entries {
+            return Err(LayerError::TooManyEntries { limit: self.limits.entries });
         }
+        self.charge(inode::cost(entry))?;
         let components = split(&entry.path, &entry.path)?;
         let Some((name, parents)) = components.split_last() else { return self.root(entry) };
         if let Some(hidden) = name.strip_prefix(WHITEOUT) {
@@ -145,19 +85,27 @@ impl LayerBuilder {
         }
         let parent = self.directory(&entry.path, parents)?;
         match &entry.kind {
-            EntryKind::Directory => Ok(self.add_directory(&parent, name, entry)),
+            EntryKind::Directory => self.add_directory(&parent, name, entry),
             EntryKind::HardLink(target) => self.add_hard_link(&parent, name, entry, target),
             EntryKind::Regular(_)
             | EntryKind::Symlink(_)
             | EntryKind::CharDevice(_)
             | EntryKind::BlockDevice(_)
             | EntryKind::Fifo => {
-                let node = self.node(entry)?;
+                let node = inode::node(entry, &self.limits)?;
+                self.charge(inode::chunk_bytes(&node))?;
                 let inode = self.tree.add(Inode { metadata: metadata(entry), node });
                 self.tree.link(parent.id, name, inode);
                 Ok(Change::Made(join(&parent.path, name)))
             }
         }
+    }
+
+    /// Counts memory that is about to be taken.
+    fn charge(&mut self, bytes: u64) -> Result<(), LayerError> {
+        let limit = self.limits.metadata_bytes;
+        self.metadata_bytes = self.metadata_bytes.saturating_add(bytes);
+        if self.metadata_bytes > limit { Err(LayerError::TooMuchMetadata { limit }) } else { Ok(()) }
     }
 
     fn root(&mut self, entry: &Entry) -> Result<Change, LayerError> {
@@ -209,22 +157,28 @@ impl LayerBuilder {
         }
     }
 
-    fn add_directory(&mut self, parent: &At, name: &[u8], entry: &Entry) -> Change {
+    fn add_directory(&mut self, parent: &At, name: &[u8], entry: &Entry) -> Result<Change, LayerError> {
         let id = match self.tree.child(parent.id, name) {
             Some(id) if self.tree.directory(id).is_some() => id,
-            before => self.new_directory(parent.id, name, before.is_some()),
+            before => self.new_directory(parent, name, before.is_some())?,
         };
         self.state(id, entry);
-        Change::Made(join(&parent.path, name))
+        Ok(Change::Made(join(&parent.path, name)))
     }
 
     /// A directory in place of nothing, or of a file or whiteout, which then hid what is below.
-    fn new_directory(&mut self, parent: InodeId, name: &[u8], replaces: bool) -> InodeId {
-        let id = self.tree.make_directory(parent, name, Origin::Implied, Metadata::unstated_directory());
+    fn new_directory(&mut self, parent: &At, name: &[u8], replaces: bool) -> Result<InodeId, LayerError> {
+        // A name from a tar was checked already, one from the target of a symbolic link was not.
+        if name.len() > NAME_MAX {
+            let path = shown(&join(&parent.path, name));
+            return Err(LayerError::Path { path, what: "a name has more than 255 bytes" });
+        }
+        self.charge(inode::ENTRY_BYTES + (parent.path.len() + name.len()) as u64)?;
+        let id = self.tree.make_directory(parent.id, name, Origin::Implied, Metadata::unstated_directory());
         if replaces {
             self.hide_below(id, Below::Replaced);
         }
-        id
+        Ok(id)
     }
 
     fn add_hard_link(&mut self, parent: &At, name: &[u8], entry: &Entry, target: &[u8]) -> Result<Change, LayerError> {
@@ -261,22 +215,17 @@ impl LayerBuilder {
 
     /// The file of this layer at a path, with the path that leads to it without symbolic links.
     fn find(&self, entry: &[u8], parents: &[&[u8]], name: &[u8]) -> Result<Option<At>, LayerError> {
-        let mut at = At { id: InodeId::ROOT, path: Vec::new() };
-        let mut names = Vec::new();
-        let mut left: VecDeque<Vec<u8>> = parents.iter().map(|part| part.to_vec()).collect();
-        let mut hops = 0;
-        while let Some(part) = left.pop_front() {
+        let mut at = At::root();
+        let mut route = Route::along(&parents.join(&b'/'));
+        while let Some(part) = route.next() {
             if part == b".." {
-                at = self.up(at, &mut names);
+                at = self.up(at);
                 continue;
             }
             let Some(child) = self.tree.child(at.id, &part) else { return Ok(None) };
             match &self.tree.inode(child).node {
-                Node::Directory(_) => at = down(at, &mut names, &part, child),
-                Node::Symlink(target) => {
-                    follow(target, &mut at, &mut names, &mut left, &mut hops)
-                        .ok_or_else(|| LayerError::SymlinkLoop { path: shown(entry) })?;
-                }
+                Node::Directory(_) => at = at.down(entry, &part, child, self.limits.path_bytes)?,
+                Node::Symlink(target) => at = at.follow(entry, target, &mut route)?,
                 Node::Regular(_)
                 | Node::CharDevice(_)
                 | Node::BlockDevice(_)
@@ -291,23 +240,20 @@ impl LayerBuilder {
 
     /// The directory at a path; what is missing on the way is made, as directories that the layer implies.
     fn directory(&mut self, entry: &[u8], parents: &[&[u8]]) -> Result<At, LayerError> {
-        let mut at = At { id: InodeId::ROOT, path: Vec::new() };
-        let mut names = Vec::new();
-        let mut left: VecDeque<Vec<u8>> = parents.iter().map(|part| part.to_vec()).collect();
-        let mut hops = 0;
-        while let Some(part) = left.pop_front() {
+        let mut at = At::root();
+        let mut route = Route::along(&parents.join(&b'/'));
+        while let Some(part) = route.next() {
             if part == b".." {
-                at = self.up(at, &mut names);
+                at = self.up(at);
                 continue;
             }
             let child = match self.tree.child(at.id, &part) {
-                None => self.new_directory(at.id, &part, false),
+                None => self.new_directory(&at, &part, false)?,
                 Some(child) => match &self.tree.inode(child).node {
                     Node::Directory(_) => child,
-                    Node::Whiteout => self.new_directory(at.id, &part, true),
+                    Node::Whiteout => self.new_directory(&at, &part, true)?,
                     Node::Symlink(target) => {
-                        follow(target, &mut at, &mut names, &mut left, &mut hops)
-                            .ok_or_else(|| LayerError::SymlinkLoop { path: shown(entry) })?;
+                        at = at.follow(entry, target, &mut route)?;
                         continue;
                     }
                     Node::Regular(_)
@@ -321,101 +267,42 @@ impl LayerBuilder {
                     }
                 },
             };
-            at = down(at, &mut names, &part, child);
+            at = at.down(entry, &part, child, self.limits.path_bytes)?;
         }
         Ok(at)
     }
 
     /// One directory up; the root's parent is the root.
-    fn up(&self, at: At, names: &mut Vec<Vec<u8>>) -> At {
+    fn up(&self, mut at: At) -> At {
         let Some(directory) = self.tree.directory(at.id) else { return at };
-        names.pop();
-        At { id: directory.parent, path: names.join(&b'/') }
-    }
-
-    fn node(&self, entry: &Entry) -> Result<Node, LayerError> {
-        Ok(match &entry.kind {
-            EntryKind::Regular(data) => Node::Regular(self.regular(&entry.path, data)?),
-            EntryKind::Symlink(target) => {
-                if target.is_empty() || target.len() >= self.limits.path_bytes || target.contains(&0) {
-                    let what = "the target of a symbolic link must have 1 to 4095 bytes";
-                    return Err(LayerError::Path { path: shown(&entry.path), what });
-                }
-                Node::Symlink(target.as_slice().into())
-            }
-            // To overlayfs a character device of this number is a whiteout, wherever it comes from.
-            EntryKind::CharDevice(DeviceNumber { major: 0, minor: 0 }) => Node::Whiteout,
-            EntryKind::CharDevice(number) => Node::CharDevice(*number),
-            EntryKind::BlockDevice(number) => Node::BlockDevice(*number),
-            EntryKind::Fifo => Node::Fifo,
-            EntryKind::Directory | EntryKind::HardLink(_) => {
-                Node::Directory(Directory::new(InodeId::ROOT, Origin::Stated))
-            }
-        })
-    }
-
-    fn regular(&self, path: &[u8], data: &RegularData) -> Result<Regular, LayerError> {
-        let refused = |what| LayerError::Sparse { path: shown(path), what };
-        let mut extents = Vec::new();
-        let mut block = data.block;
-        match &data.pieces {
-            None if data.size > 0 => {
-                return Ok(Regular { size: data.size, data: Data::Contiguous { device: 0, block } });
-            }
-            None => {}
-            Some(pieces) => {
-                for (index, piece) in pieces.iter().enumerate() {
-                    let last = index + 1 == pieces.len();
-                    if piece.offset % BLOCK != 0 || !last && piece.length % BLOCK != 0 {
-                        return Err(refused("a piece does not lie on blocks of 512 bytes"));
-                    }
-                    // What fills the last block up is zeros, as what follows in the file: it may be taken as data.
-                    let length = piece.length.next_multiple_of(BLOCK).min(data.size - piece.offset);
-                    extents.push(Extent { offset: piece.offset, length, device: 0, block });
-                    block += piece.length.div_ceil(BLOCK);
-                }
-            }
-        }
-        let regular = match extents.as_slice() {
-            [only] if only.length == data.size => {
-                Regular { size: data.size, data: Data::Contiguous { device: 0, block: only.block } }
-            }
-            _ => Regular { size: data.size, data: Data::Sparse(extents.into()) },
-        };
-        if erofs::chunk_count(&regular) > self.limits.sparse_chunks {
-            return Err(refused("the index would be too long"));
-        }
-        Ok(regular)
+        at.path.truncate(at.path.iter().rposition(|byte| *byte == b'/').unwrap_or(0));
+        At { id: directory.parent, path: at.path }
     }
 }
 
-fn down(at: At, names: &mut Vec<Vec<u8>>, part: &[u8], child: InodeId) -> At {
-    names.push(part.to_vec());
-    At { id: child, path: join(&at.path, part) }
-}
+impl At {
+    fn root() -> Self {
+        Self { id: InodeId::ROOT, path: Vec::new() }
+    }
 
-/// Puts a symbolic link's target in front of what is left of a path. `None` after too many.
-fn follow(
-    target: &[u8],
-    at: &mut At,
-    names: &mut Vec<Vec<u8>>,
-    left: &mut VecDeque<Vec<u8>>,
-    hops: &mut usize,
-) -> Option<()> {
-    *hops += 1;
-    if *hops > SYMLINK_HOPS {
-        return None;
-    }
-    if target.starts_with(b"/") {
-        *at = At { id: InodeId::ROOT, path: Vec::new() };
-        names.clear();
-    }
-    for part in target.split(|byte| *byte == b'/').rev() {
-        if !part.is_empty() && part != b"." {
-            left.push_front(part.to_vec());
+    /// An entry of this directory. Its path may be longer than the one that the tar has, where it went through links.
+    fn down(mut self, entry: &[u8], part: &[u8], child: InodeId, path_bytes: usize) -> Result<Self, LayerError> {
+        if !self.path.is_empty() {
+            self.path.push(b'/');
         }
+        self.path.extend_from_slice(part);
+        if self.path.len() > path_bytes {
+            let what = "the path that its symbolic links lead to is too long";
+            return Err(LayerError::Path { path: shown(entry), what });
+        }
+        Ok(Self { id: child, path: self.path })
     }
-    Some(())
+
+    /// Where a symbolic link in this directory begins.
+    fn follow(self, entry: &[u8], target: &[u8], route: &mut Route) -> Result<Self, LayerError> {
+        route.follow(target).map_err(|TooManyLinks| LayerError::SymlinkLoop { path: shown(entry) })?;
+        Ok(if target.starts_with(b"/") { Self::root() } else { self })
+    }
 }
 
 /// The components of a path. Leading slashes are dropped as `tar` drops them; `..` is refused, wherever it leads.
@@ -432,19 +319,6 @@ fn split<'a>(path: &'a [u8], entry: &[u8]) -> Result<Vec<&'a [u8]>, LayerError> 
         }
     }
     Ok(components)
-}
-
-/// The metadata of an entry as the tree has it.
-pub(crate) fn metadata(entry: &Entry) -> Metadata {
-    let mut xattrs: Vec<Xattr> = entry.xattrs.iter().filter(|xattr| is_kept(&xattr.name)).cloned().collect();
-    xattrs.sort_by(|left, right| left.name.cmp(&right.name));
-    Metadata { mode: entry.mode & 0o7777, uid: entry.uid, gid: entry.gid, mtime: entry.mtime, xattrs }
-}
-
-/// Attributes by which a layer could steer the node (`trusted.`, overlayfs's own) are dropped, as are those of other
-/// systems that no Linux file system takes.
-fn is_kept(name: &[u8]) -> bool {
-    erofs::can_hold_xattr(name) && !name.starts_with(b"trusted.") && !name.starts_with(b"user.overlay.")
 }
 
 fn shown(path: &[u8]) -> String {

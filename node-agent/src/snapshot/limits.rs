@@ -7,8 +7,10 @@
 /// Bounds on one layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Entries in the tar. The index of a million of them takes about 250 MB of memory while it is built.
+    /// Entries in the tar.
     pub entries: usize,
+    /// Bytes of memory that the layer's index takes while it is built, estimated: a million entries take about 330 MB.
+    pub metadata_bytes: u64,
     /// Bytes in one path, and in the target of a link.
     pub path_bytes: usize,
     /// Bytes in one extension header (PAX, or GNU long name).
@@ -23,16 +25,27 @@ pub struct Limits {
     pub layer_bytes: u64,
 }
 
+/// As many times what one layer's index may take may those of an image take together.
+const LAYERS_PER_IMAGE: u64 = 4;
+
+impl Limits {
+    /// Bytes of memory that the indexes of all layers of an image take while they are merged, estimated.
+    pub fn image_metadata_bytes(&self) -> u64 {
+        self.metadata_bytes.saturating_mul(LAYERS_PER_IMAGE)
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
             entries: 1_000_000,
+            metadata_bytes: 512 << 20,
             path_bytes: 4096,
             extension_bytes: 1 << 20,
             xattr_bytes: 64 << 10,
             sparse_extents: 1 << 16,
             sparse_chunks: 1 << 20,
-            layer_bytes: 1 << 40,
+            layer_bytes: 256 << 30,
         }
     }
 }

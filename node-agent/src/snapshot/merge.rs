@@ -7,10 +7,9 @@
 //!
 //! Pure: no I/O, no clock, no randomness.
 
-use super::tree::{Below, Data, Directory, Inode, InodeId, Metadata, Node, Origin, Tree};
+use crate::erofs::tree::{Below, Data, Directory, Inode, InodeId, Metadata, NAME_MAX, Node, Origin, Tree};
 
-/// Symbolic links that one path may lead through, as in Linux.
-const SYMLINK_HOPS: usize = 40;
+use super::route::{Route, TooManyLinks};
 
 /// Inodes from which on nobody may imply further directories: far beyond any image, well within memory.
 const IMAGE_INODES: usize = 8_000_000;
@@ -35,6 +34,12 @@ pub(crate) enum MergeError {
     /// Paths through symbolic links imply more directories than a layer's limits allow for.
     #[error("merge layers: layer {layer} implies too many directories")]
     TooManyDirectories {
+        /// Counted from the lowest.
+        layer: usize,
+    },
+    /// A symbolic link leads through a name that no file system has.
+    #[error("merge layers: layer {layer} has entries below a symbolic link to a name of more than 255 bytes")]
+    NameTooLong {
         /// Counted from the lowest.
         layer: usize,
     },
@@ -192,9 +197,8 @@ impl Merge<'_> {
     /// no directory.
     fn resolve(&mut self, from: InodeId, path: &[u8], missing: Missing) -> Result<Option<InodeId>, MergeError> {
         let mut at = from;
-        let mut left = parts_reversed(path);
-        let mut hops = 0;
-        while let Some(part) = left.pop() {
+        let mut route = Route::along(path);
+        while let Some(part) = route.next() {
             if part == b".." {
                 at = self.image.directory(at).map_or(at, |directory| directory.parent);
                 continue;
@@ -203,6 +207,9 @@ impl Merge<'_> {
                 match missing {
                     Missing::Stop => return Ok(None),
                     Missing::Make => {
+                        if part.len() > NAME_MAX {
+                            return Err(MergeError::NameTooLong { layer: self.index });
+                        }
                         if self.image.arena_len() > IMAGE_INODES {
                             return Err(MergeError::TooManyDirectories { layer: self.index });
                         }
@@ -215,14 +222,12 @@ impl Merge<'_> {
             match &self.image.inode(child).node {
                 Node::Directory(_) => at = child,
                 Node::Symlink(target) => {
-                    hops += 1;
-                    if hops > SYMLINK_HOPS {
-                        return Err(MergeError::SymlinkLoop { layer: self.index, path: shown(&part) });
-                    }
+                    let layer = self.index;
+                    let looped = |TooManyLinks| MergeError::SymlinkLoop { layer, path: shown(&part) };
+                    route.follow(target).map_err(looped)?;
                     if target.starts_with(b"/") {
                         at = InodeId::ROOT;
                     }
-                    left.extend(parts_reversed(target));
                 }
                 Node::Regular(_)
                 | Node::CharDevice(_)
@@ -242,11 +247,6 @@ impl Merge<'_> {
 enum Missing {
     Stop,
     Make,
-}
-
-fn parts_reversed(path: &[u8]) -> Vec<Vec<u8>> {
-    let parts = path.split(|byte| *byte == b'/').rev();
-    parts.filter(|part| !part.is_empty() && *part != b".").map(<[u8]>::to_vec).collect()
 }
 
 fn shown(path: &[u8]) -> String {

@@ -5,10 +5,11 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::erofs::{Device, write_image};
-use super::tree::{Data, Inode, InodeId, Metadata, Node, Regular, Tree};
 use super::{DirectorySnapshotter, ErofsSnapshotter, Limits, SnapshotError, Snapshotter};
+use crate::erofs::tree::{Data, Inode, InodeId, Metadata, Node, Regular, Tree};
+use crate::erofs::{Device, write_image};
 use crate::host::mount;
+use crate::host::overlay::{self, Overlay};
 use crate::store::durable;
 use crate::store::layout::Layout;
 
@@ -52,9 +53,11 @@ pub fn open(
 const CONTENT: &[u8] = b"larder";
 const NAME: &[u8] = b"probe";
 
-/// Mounts an image of one file whose data are on a device, and reads the file.
+/// Mounts an image of one file whose data are on a device, an overlay on it as a container has, and reads the file. The
+/// overlay is asked for too because file systems may stand on each other only two high, and the store may stand on one.
 fn probe(layout: &Layout, mounts: &Path) -> Result<(), SnapshotError> {
     let files = Leftovers(layout.unfinished("probe"));
+    let overlay = Leftovers(mounts.join("probe-overlay"));
     let target = Mounted(mounts.join("probe"));
     let io = |action, path: &Path, error| SnapshotError::io(action, path, 0, error);
     for directory in [&files.0, &target.0] {
@@ -72,7 +75,15 @@ fn probe(layout: &Layout, mounts: &Path) -> Result<(), SnapshotError> {
     };
     write().map_err(|error| io("write", &image, error))?;
     mount::mount_erofs(&image, &[&data], &target.0).map_err(|error| io("mount", &image, error))?;
-    let file = target.0.join("probe");
+    let [upper, work, root] = ["upper", "work", "root"].map(|name| overlay.0.join(name));
+    for directory in [&upper, &work, &root] {
+        fs::create_dir_all(directory).map_err(|error| io("create", directory, error))?;
+    }
+    let root = Mounted(root);
+    let lower = [target.0.clone()];
+    overlay::mount_overlay(&Overlay { lower: &lower, upper: &upper, work: &work }, &root.0)
+        .map_err(|error| io("mount an overlay on", &target.0, error))?;
+    let file = root.0.join("probe");
     let found = fs::read(&file).map_err(|error| io("read", &file, error))?;
     if found == CONTENT {
         return Ok(());
@@ -102,7 +113,7 @@ struct Mounted(PathBuf);
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        if let Err(error) = mount::unmount_if_mounted(&self.0) {
+        if let Err(error) = overlay::unmount_tree(&self.0) {
             tracing::warn!(path = %self.0.display(), %error, "probe stays mounted");
         }
         let _ = durable::remove_empty(&self.0);
@@ -124,5 +135,23 @@ mod tests {
         assert_eq!(driver.driver(), Driver::Erofs);
         assert_eq!(fs::read_dir(&mounts).expect("read").count(), 0);
         assert_eq!(fs::read_dir(store.layout().ingest()).expect("read").count(), 0);
+    }
+
+    /// What the kernel cannot mount EROFS from a file on stands for a kernel that cannot at all.
+    #[test]
+    fn where_erofs_cannot_be_mounted_layers_are_unpacked_unless_erofs_was_asked_for() {
+        let root = tempfile::tempdir().expect("temporary directory");
+        rustix::mount::mount("tmpfs", root.path(), "tmpfs", rustix::mount::MountFlags::empty(), None).expect("tmpfs");
+        let tmpfs = Mounted(root.path().to_owned());
+        let store = Store::open(&root.path().join("store")).expect("opens");
+        let mounts = root.path().join("mounts");
+        let open = |choice| open(choice, store.layout(), &mounts, Limits::default());
+        assert_eq!(open(DriverChoice::Auto).expect("a driver").driver(), Driver::Directory);
+        let error = open(DriverChoice::Erofs).expect_err("it was asked for");
+        assert!(error.to_string().starts_with("mount "), "{error}");
+        assert_eq!(fs::read_dir(&mounts).expect("read").count(), 0);
+        assert_eq!(fs::read_dir(store.layout().ingest()).expect("read").count(), 0);
+        drop(store);
+        drop(tmpfs);
     }
 }

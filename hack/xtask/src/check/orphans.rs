@@ -28,19 +28,25 @@ struct Target {
 
 /// Fails when there is such a file in the workspace, and names all of them.
 pub(super) fn run() -> Result<()> {
-    let output = Command::new("cargo")
-        .args(["metadata", "--no-deps", "--format-version", "1"])
-        .current_dir(workspace::root())
-        .output()
-        .context("run cargo metadata")?;
-    ensure!(output.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&output.stderr));
-    let metadata: Metadata = serde_json::from_slice(&output.stdout).context("read what cargo metadata wrote")?;
-    let folders = metadata.packages.iter().filter_map(|package| package.manifest_path.parent().map(Path::to_path_buf));
-    let roots = metadata.packages.iter().flat_map(|package| &package.targets).map(|target| target.src_path.clone());
+    let mut packages = metadata("Cargo.toml")?.packages;
+    packages.extend(metadata("node-agent/fuzz/Cargo.toml")?.packages);
+    let folders = packages.iter().filter_map(|package| package.manifest_path.parent().map(Path::to_path_buf));
+    let roots = packages.iter().flat_map(|package| &package.targets).map(|target| target.src_path.clone());
     let orphans = find(&folders.collect::<Vec<_>>(), roots.collect())?;
     let names: Vec<String> = orphans.iter().map(|path| path.display().to_string()).collect();
     ensure!(orphans.is_empty(), "no `mod` names these files, so nothing in them is compiled:\n{}", names.join("\n"));
     Ok(())
+}
+
+/// The packages of a workspace.
+fn metadata(manifest: &str) -> Result<Metadata> {
+    let output = Command::new("cargo")
+        .args(["metadata", "--no-deps", "--format-version", "1", "--manifest-path", manifest])
+        .current_dir(workspace::root())
+        .output()
+        .context("run cargo metadata")?;
+    ensure!(output.status.success(), "cargo metadata {manifest}: {}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).context("read what cargo metadata wrote")
 }
 
 /// Every Rust file below `folders` that is neither a crate root nor declared by a file that is part of a crate.

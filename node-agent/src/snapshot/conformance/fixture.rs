@@ -231,15 +231,28 @@ fn age(root: &Path) {
 /// Two stores, one a driver.
 #[derive(Debug)]
 pub(super) struct Bench {
+    /// Before what it may lie on, so that it goes first.
     root: tempfile::TempDir,
-    tmpfs: bool,
+    /// Where everything lies but the store of the driver `erofs`, whose files the kernel mounts from disks only.
+    memory: Option<Tmpfs>,
 }
 
-impl Drop for Bench {
+/// A file system of its own in memory.
+#[derive(Debug)]
+struct Tmpfs(tempfile::TempDir);
+
+impl Tmpfs {
+    fn of_bytes(bytes: u64) -> Self {
+        let root = tempfile::tempdir().expect("temporary directory");
+        let options = std::ffi::CString::new(format!("size={bytes}")).expect("no zero bytes");
+        mount("tmpfs", root.path(), "tmpfs", MountFlags::empty(), Some(options.as_c_str())).expect("tmpfs");
+        Self(root)
+    }
+}
+
+impl Drop for Tmpfs {
     fn drop(&mut self) {
-        if self.tmpfs {
-            unmount(self.root.path(), UnmountFlags::empty()).expect("unmount tmpfs");
-        }
+        unmount(self.0.path(), UnmountFlags::DETACH).expect("unmount tmpfs");
     }
 }
 
@@ -253,40 +266,54 @@ pub(super) struct Shown {
 
 impl Bench {
     pub(super) fn new() -> Self {
-        Self { root: tempfile::tempdir().expect("temporary directory"), tmpfs: false }
+        Self { root: tempfile::tempdir().expect("temporary directory"), memory: None }
     }
 
-    /// On a file system of this size of its own.
-    pub(super) fn on_tmpfs(bytes: u64) -> Self {
-        let root = tempfile::tempdir().expect("temporary directory");
-        let options = std::ffi::CString::new(format!("size={bytes}")).expect("no zero bytes");
-        mount("tmpfs", root.path(), "tmpfs", MountFlags::empty(), Some(options.as_c_str())).expect("tmpfs");
-        Self { root, tmpfs: true }
+    /// As much as possible in memory: making and removing many files is slow on some disks.
+    pub(super) fn in_memory() -> Self {
+        Self { memory: Some(Tmpfs::of_bytes(1 << 30)), ..Self::new() }
+    }
+
+    /// On a file system of this size.
+    pub(super) fn on_disk_of(bytes: u64) -> Self {
+        let memory = Tmpfs::of_bytes(bytes);
+        Self { root: tempfile::tempdir_in(memory.0.path()).expect("temporary directory"), memory: Some(memory) }
+    }
+
+    pub(super) fn root(&self) -> &Path {
+        self.root.path()
+    }
+
+    fn quick(&self) -> &Path {
+        self.memory.as_ref().map_or(self.root.path(), |tmpfs| tmpfs.0.path())
     }
 
     pub(super) fn directory(&self, name: &str) -> PathBuf {
-        let path = self.root.path().join(name);
+        let path = self.quick().join(name);
         fs::create_dir(&path).expect("mkdir");
         path
     }
 
     pub(super) fn layout(&self, driver: Driver) -> Layout {
-        let layout = Layout::new(self.root.path().join(format!("{driver:?}")));
-        for directory in layout.directories() {
-            fs::create_dir_all(directory).expect("mkdir");
-        }
-        layout
+        let root = if driver == Driver::Erofs { self.root.path() } else { self.quick() };
+        layout_at(&root.join(format!("{driver:?}")))
     }
 
     pub(super) fn driver(&self, driver: Driver) -> Box<dyn Snapshotter> {
+        self.driver_within(driver, Limits::default())
+    }
+
+    pub(super) fn driver_within(&self, driver: Driver, limits: Limits) -> Box<dyn Snapshotter> {
         let layout = self.layout(driver);
         match driver {
-            Driver::Erofs => {
-                let mounts = self.root.path().join("mounts");
-                Box::new(ErofsSnapshotter::new(layout, mounts, Limits::default()))
-            }
-            Driver::Directory => Box::new(DirectorySnapshotter::new(layout, Limits::default())),
+            Driver::Erofs => Box::new(ErofsSnapshotter::new(layout, self.root.path().join("mounts"), limits)),
+            Driver::Directory => Box::new(DirectorySnapshotter::new(layout, limits)),
         }
+    }
+
+    /// Writes one layer under these limits.
+    pub(super) fn ingest_within(&self, driver: Driver, tar: &[u8], limits: Limits) -> Result<Layer, SnapshotError> {
+        self.write_with(&*self.driver_within(driver, limits), tar, &Digest::of(tar))
     }
 
     pub(super) fn ingest(&self, driver: Driver, layers: &Layers) -> Result<Vec<Layer>, SnapshotError> {
@@ -294,7 +321,10 @@ impl Bench {
     }
 
     pub(super) fn ingest_as(&self, driver: Driver, tar: &[u8], expected: &Digest) -> Result<Layer, SnapshotError> {
-        let snapshotter = self.driver(driver);
+        self.write_with(&*self.driver(driver), tar, expected)
+    }
+
+    fn write_with(&self, snapshotter: &dyn Snapshotter, tar: &[u8], expected: &Digest) -> Result<Layer, SnapshotError> {
         let mut writer = snapshotter.begin_layer(Some(tar.len() as u64))?;
         // Cut at odd places.
         for piece in tar.chunks(4001) {
@@ -311,7 +341,7 @@ impl Bench {
         let snapshotter = self.driver(driver);
         let image = layers.image();
         let mounted = snapshotter.mount(&image).expect("mounted");
-        let base = self.root.path().join(format!("overlay-{driver:?}"));
+        let base = self.quick().join(format!("overlay-{driver:?}"));
         let [upper, work, overlay] = ["upper", "work", "merged"].map(|name| base.join(name));
         for directory in [&upper, &work, &overlay] {
             fs::create_dir_all(directory).expect("mkdir");
@@ -339,6 +369,15 @@ impl Bench {
     }
 }
 
+/// A store's folders at this path.
+pub(super) fn layout_at(root: &Path) -> Layout {
+    let layout = Layout::new(root.to_owned());
+    for directory in layout.directories() {
+        fs::create_dir_all(directory).expect("mkdir");
+    }
+    layout
+}
+
 impl Shown {
     pub(super) fn root(&self) -> &Path {
         &self.overlay
@@ -347,7 +386,8 @@ impl Shown {
 
 impl Drop for Shown {
     fn drop(&mut self) {
-        unmount(&self.overlay, UnmountFlags::empty()).expect("unmount overlay");
+        // Detached: a program that another test starts at this moment has our open files until it is executed.
+        unmount(&self.overlay, UnmountFlags::DETACH).expect("unmount overlay");
         self.driver.unmount(&self.image.manifest).expect("unmount image");
     }
 }

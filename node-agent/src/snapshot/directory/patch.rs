@@ -3,9 +3,10 @@
 //! Pure: no I/O, no clock, no randomness.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
 
 use crate::digest::Digest;
-use crate::snapshot::tree::{Below, Directory, Inode, InodeId, Metadata, Node, Origin, Tree};
+use crate::erofs::tree::{Below, Directory, Inode, InodeId, Metadata, Node, Order, Origin, Tree};
 
 /// The layers as overlayfs sees their directories: what a layer passes through is a directory like any other, a hard link
 /// to a file below is nothing at all, and of a layer that comes twice only the upper one is stacked.
@@ -34,8 +35,28 @@ fn links_below(tree: &Tree, directory: &Directory) -> Vec<Box<[u8]>> {
     directory.entries.iter().filter(|(_, id)| is_link(**id)).map(|(name, _)| name.clone()).collect()
 }
 
+/// Directories that have whiteouts in any of these layers, by their paths.
+pub(super) fn with_whiteouts(layers: &[Tree]) -> BTreeSet<Vec<u8>> {
+    let mut directories = BTreeSet::new();
+    for layer in layers {
+        let Ok(()) = layer.visit(Order::DirectoriesFirst, |path, id| {
+            if layer.inode(id).node == Node::Whiteout {
+                let parent = path.iter().rposition(|byte| *byte == b'/').map_or(&b""[..], |slash| &path[..slash]);
+                if !directories.contains(parent) {
+                    directories.insert(parent.to_vec());
+                }
+            }
+            Ok::<(), Infallible>(())
+        });
+    }
+    directories
+}
+
 /// What to put on `stacked` so that `wanted` is seen; nothing where they are the same.
-pub(super) fn between(stacked: &Tree, wanted: &Tree) -> Option<Tree> {
+///
+/// overlayfs lists the whiteouts of a directory that it has in one layer only, though it does not find them then. So
+/// directories that have some come on top once more: what is in two layers is merged, and merging leaves them out.
+pub(super) fn between(stacked: &Tree, wanted: &Tree, with_whiteouts: &BTreeSet<Vec<u8>>) -> Option<Tree> {
     let mut comparison = Comparison {
         stacked,
         wanted,
@@ -45,13 +66,16 @@ pub(super) fn between(stacked: &Tree, wanted: &Tree) -> Option<Tree> {
         anything: false,
     };
     comparison.run();
+    for path in with_whiteouts {
+        comparison.again(path);
+    }
     comparison.anything.then_some(comparison.patch)
 }
 
 /// Files with several names that are not the same names in both trees.
 fn regrouped(stacked: &Tree, wanted: &Tree) -> BTreeSet<InodeId> {
     let before = groups(stacked);
-    let before: BTreeSet<&Vec<Vec<u8>>> = before.values().collect();
+    let before: BTreeSet<&Vec<Digest>> = before.values().collect();
     groups(wanted)
         .into_iter()
         .filter(|(_, names)| names.len() > 1 && !before.contains(names))
@@ -59,13 +83,15 @@ fn regrouped(stacked: &Tree, wanted: &Tree) -> BTreeSet<InodeId> {
         .collect()
 }
 
-fn groups(tree: &Tree) -> BTreeMap<InodeId, Vec<Vec<u8>>> {
-    let mut groups: BTreeMap<InodeId, Vec<Vec<u8>>> = BTreeMap::new();
-    for (path, id) in tree.walk() {
+/// The paths of each file, by their digests: all paths of an image at once would take much memory.
+fn groups(tree: &Tree) -> BTreeMap<InodeId, Vec<Digest>> {
+    let mut groups: BTreeMap<InodeId, Vec<Digest>> = BTreeMap::new();
+    let Ok(()) = tree.visit(Order::DirectoriesFirst, |path, id| {
         if tree.directory(id).is_none() {
-            groups.entry(id).or_default().push(path);
+            groups.entry(id).or_default().push(Digest::of(path));
         }
-    }
+        Ok::<(), Infallible>(())
+    });
     groups
 }
 
@@ -107,6 +133,19 @@ impl Comparison<'_> {
                     open.push(next);
                 }
             }
+        }
+    }
+
+    /// Puts a directory into the patch, if there is one at the path. The root is in more than one layer as it is.
+    fn again(&mut self, path: &[u8]) {
+        let (mut at, mut names) = (InodeId::ROOT, Vec::new());
+        for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
+            let Some(child) = self.wanted.child(at, name) else { return };
+            at = child;
+            names.push(name.into());
+        }
+        if !names.is_empty() && self.wanted.directory(at).is_some() {
+            self.directory(&names);
         }
     }
 
@@ -211,7 +250,7 @@ mod tests {
             let wanted = merge(&layers).expect("merged");
             let diff_ids: Vec<Digest> = (0u8..).take(layers.len()).map(|index| Digest::of(&[index])).collect();
             let mut stack = as_stacked(&layers, &diff_ids);
-            let patch = between(&merge(&stack).expect("merged"), &wanted);
+            let patch = between(&merge(&stack).expect("merged"), &wanted, &with_whiteouts(&layers));
             let patched = patch.is_some();
             stack.extend(patch);
             let shown = merge(&stack).expect("merged");

@@ -14,12 +14,15 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use crate::erofs::tree::{Below, DeviceNumber, InodeId, Metadata, Node, Order, Tree};
 use crate::snapshot::SnapshotError;
-use crate::snapshot::tree::{Below, DeviceNumber, Metadata, Node, Tree};
 use crate::store::durable;
 
 /// What overlayfs reads on a directory that hides those below it.
 const OPAQUE: &str = "trusted.overlay.opaque";
+
+/// Where so much is free, a disk is not full for a file's attributes.
+const XATTRS_AND_MORE: u64 = 1 << 20;
 
 /// A directory on disk that files are made in. Paths are relative to it.
 #[derive(Debug)]
@@ -120,16 +123,16 @@ impl Bed {
     }
 
     fn dress_root(&self, metadata: &Metadata, owner: (Uid, Gid), times: &Timestamps) -> Result<(), SnapshotError> {
-        let dressed = (|| {
-            let root = openat(&self.root, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-            rustix::fs::fchown(&root, Some(owner.0), Some(owner.1))?;
-            rustix::fs::fchmod(&root, Mode::from_raw_mode(u32::from(metadata.mode)))?;
-            for xattr in &metadata.xattrs {
-                tolerate_unsupported(fsetxattr(&root, &*xattr.name, &xattr.value, XattrFlags::empty()))?;
-            }
-            rustix::fs::futimens(&root, times)
-        })();
-        dressed.map_err(|error| self.failed("set owner, mode or time", b"", error))
+        let failed = |error| self.failed("set owner, mode or time", b"", error);
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = openat(&self.root, ".", flags, Mode::empty()).map_err(failed)?;
+        rustix::fs::fchown(&root, Some(owner.0), Some(owner.1)).map_err(failed)?;
+        rustix::fs::fchmod(&root, Mode::from_raw_mode(u32::from(metadata.mode))).map_err(failed)?;
+        for xattr in &metadata.xattrs {
+            tolerate_unsupported(fsetxattr(&root, &*xattr.name, &xattr.value, XattrFlags::empty()))
+                .map_err(|error| self.xattr_failed(b"", error))?;
+        }
+        rustix::fs::futimens(&root, times).map_err(failed)
     }
 
     fn set_xattrs(&mut self, path: &[u8], metadata: &Metadata) -> Result<(), SnapshotError> {
@@ -139,7 +142,7 @@ impl Bed {
         let place = descriptor_path(&parent, name);
         for xattr in &metadata.xattrs {
             tolerate_unsupported(lsetxattr(place.as_slice(), &*xattr.name, &xattr.value, XattrFlags::empty()))
-                .map_err(|error| self.failed("set extended attribute", path, error))?;
+                .map_err(|error| self.xattr_failed(path, error))?;
         }
         Ok(())
     }
@@ -154,24 +157,17 @@ impl Bed {
 
     /// Whiteouts, opaque markers and, from the deepest up, the metadata of directories, once all files are there.
     pub(super) fn finish(&mut self, tree: &Tree) -> Result<(), SnapshotError> {
-        let paths = tree.walk();
-        for (path, id) in &paths {
-            if tree.inode(*id).node == Node::Whiteout {
-                self.whiteout(path)?;
+        tree.visit(Order::ContentsFirst, |path, id| {
+            if tree.inode(id).node == Node::Whiteout {
+                self.whiteout(path)
+            } else {
+                self.finish_directory(tree, path, id)
             }
-        }
-        for (path, id) in paths.iter().rev() {
-            self.finish_directory(tree, path, *id)?;
-        }
-        self.finish_directory(tree, b"", crate::snapshot::tree::InodeId::ROOT)
+        })?;
+        self.finish_directory(tree, b"", InodeId::ROOT)
     }
 
-    fn finish_directory(
-        &mut self,
-        tree: &Tree,
-        path: &[u8],
-        id: crate::snapshot::tree::InodeId,
-    ) -> Result<(), SnapshotError> {
+    fn finish_directory(&mut self, tree: &Tree, path: &[u8], id: InodeId) -> Result<(), SnapshotError> {
         let Some(directory) = tree.directory(id) else { return Ok(()) };
         if directory.entries.is_empty() && !path.is_empty() {
             // One whose entries were all whiteouts of bookkeeping, say, may not have been needed until now.
@@ -237,6 +233,19 @@ impl Bed {
     /// What went wrong with a file in it.
     pub(super) fn io(&self, action: &'static str, path: &[u8], error: io::Error) -> SnapshotError {
         SnapshotError::io(action, &self.full(path), 0, error)
+    }
+
+    /// A file system has room for a few kilobytes of attributes a file, and says that it is full where there are more.
+    fn xattr_failed(&self, path: &[u8], error: Errno) -> SnapshotError {
+        let full = matches!(error, Errno::NOSPC | Errno::DQUOT) && durable::free_bytes(&self.path) < XATTRS_AND_MORE;
+        if full || !matches!(error, Errno::NOSPC | Errno::DQUOT | Errno::TOOBIG | Errno::RANGE) {
+            return self.failed("set extended attribute", path, error);
+        }
+        let path = self.full(path);
+        SnapshotError::LimitExceeded(format!(
+            "the extended attributes of {} are larger than the store's file system takes",
+            path.display()
+        ))
     }
 
     fn failed(&self, action: &'static str, path: &[u8], error: Errno) -> SnapshotError {

@@ -7,11 +7,11 @@ use std::path::Path;
 use rustix::fs::FileType;
 
 use super::planting::Bed;
+use crate::erofs::tree::{DeviceNumber, Metadata, Tree};
 use crate::snapshot::SnapshotError;
 use crate::snapshot::layer_stream::Unpack;
 use crate::snapshot::layer_tree::{Change, metadata};
 use crate::snapshot::tar::{Entry, EntryKind};
-use crate::snapshot::tree::{DeviceNumber, Metadata, Tree};
 
 /// A layer that is being unpacked.
 #[derive(Debug)]

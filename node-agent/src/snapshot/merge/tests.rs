@@ -6,11 +6,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 
 use super::merge;
+use crate::erofs::tree::{Data, Node, Timestamp, Tree, Xattr};
+use crate::erofs::{Device, read_image, write_image};
 use crate::snapshot::Limits;
-use crate::snapshot::erofs::{Device, read_image, write_image};
 use crate::snapshot::layer_tree::LayerBuilder;
 use crate::snapshot::tar::{Entry, EntryKind, RegularData};
-use crate::snapshot::tree::{Data, Node, Timestamp, Tree, Xattr};
 
 /// What the model knows of a file. Files that are hard links of each other have the same `identity`.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 //! Pure: no I/O, no clock, no randomness.
 
 use super::sparse::Piece;
-use crate::snapshot::tree::{DeviceNumber, Timestamp, Xattr};
+use crate::erofs::tree::{DeviceNumber, Timestamp, Xattr};
 
 /// One entry, all headers that concern it taken together. Paths are as the tar has them, unchecked but for their length.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,7 +18,7 @@ pub(crate) struct Entry {
     pub(crate) gid: u32,
     /// Time of the last change.
     pub(crate) mtime: Timestamp,
-    /// Extended attributes, in no order, each name once.
+    /// Extended attributes, sorted by name, each name once.
     pub(crate) xattrs: Vec<Xattr>,
     /// The kind.
     pub(crate) kind: EntryKind,

@@ -30,10 +30,12 @@ pub(crate) enum TarError {
         kind: char,
     },
     /// An extended header's records are malformed.
-    #[error("read tar header at byte {at}: extended header is malformed")]
+    #[error("read tar header at byte {at}: record {record:?} of the extended header is malformed")]
     Extended {
         /// Where.
         at: u64,
+        /// The record, or what it begins with.
+        record: String,
     },
     /// A sparse file's map is malformed, of an unknown version, or has more pieces than allowed.
     #[error("read tar header at byte {at}: sparse map of {path} is malformed or not supported")]

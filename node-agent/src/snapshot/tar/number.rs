@@ -2,7 +2,7 @@
 //!
 //! Pure: no I/O, no clock, no randomness.
 
-use crate::snapshot::tree::Timestamp;
+use crate::erofs::tree::Timestamp;
 
 /// A field of a header: octal digits between spaces and zero bytes, or base-256 where the first bit is set. An empty field
 /// is zero. `None` where it is neither, or beyond 64 bits.

@@ -2,9 +2,11 @@
 //!
 //! Pure: no I/O, no clock, no randomness.
 
+use std::collections::BTreeMap;
+
 use super::number;
 use super::sparse::{Piece, SparseMap};
-use crate::snapshot::tree::{Timestamp, Xattr};
+use crate::erofs::tree::Timestamp;
 
 const XATTR_PREFIX: &[u8] = b"SCHILY.xattr.";
 
@@ -17,7 +19,8 @@ pub(crate) struct Overrides {
     pub(crate) uid: Option<u64>,
     pub(crate) gid: Option<u64>,
     pub(crate) mtime: Option<Timestamp>,
-    pub(crate) xattrs: Vec<Xattr>,
+    /// By name.
+    pub(crate) xattrs: BTreeMap<Box<[u8]>, Box<[u8]>>,
     pub(crate) sparse: SparseKeys,
 }
 
@@ -41,27 +44,40 @@ pub(crate) enum SparseKind {
     InData(u64),
 }
 
+/// The beginning of a record that makes no sense, to be shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct MalformedRecord(pub(crate) String);
+
+impl MalformedRecord {
+    fn starting(bytes: &[u8]) -> Self {
+        Self(String::from_utf8_lossy(&bytes[..bytes.len().min(40)]).into_owned())
+    }
+}
+
+/// The first record's key and value, and what follows it.
+fn split_record(bytes: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
+    let space = bytes.iter().position(|byte| *byte == b' ')?;
+    let length = usize::try_from(number::decimal(&bytes[..space])?).ok()?;
+    let record = bytes.get(space + 1..length)?.strip_suffix(b"\n")?;
+    let equals = record.iter().position(|byte| *byte == b'=')?;
+    Some((&record[..equals], &record[equals + 1..], &bytes[length..]))
+}
+
 impl Overrides {
-    /// Reads the records of one extended header into these overrides. `None` where they are no records. More than
-    /// `extents_max` sparse pieces are no records either.
-    pub(crate) fn read(&mut self, mut bytes: &[u8], extents_max: usize) -> Option<()> {
+    /// Reads the records of one extended header into these overrides. More than `extents_max` sparse pieces are malformed.
+    pub(crate) fn read(&mut self, mut bytes: &[u8], extents_max: usize) -> Result<(), MalformedRecord> {
         while !bytes.is_empty() {
-            let space = bytes.iter().position(|byte| *byte == b' ')?;
-            let length = usize::try_from(number::decimal(&bytes[..space])?).ok()?;
-            let record = bytes.get(space + 1..length)?.strip_suffix(b"\n")?;
-            let equals = record.iter().position(|byte| *byte == b'=')?;
-            self.record(&record[..equals], &record[equals + 1..], extents_max)?;
-            bytes = &bytes[length..];
+            let (key, value, rest) = split_record(bytes).ok_or_else(|| MalformedRecord::starting(bytes))?;
+            self.record(key, value, extents_max).ok_or_else(|| MalformedRecord::starting(key))?;
+            bytes = rest;
         }
-        Some(())
+        Ok(())
     }
 
     fn record(&mut self, key: &[u8], value: &[u8], extents_max: usize) -> Option<()> {
         if let Some(name) = key.strip_prefix(XATTR_PREFIX) {
             // An empty value is a value here: images really contain attributes of no bytes.
-            let xattr = Xattr { name: name.into(), value: value.into() };
-            self.xattrs.retain(|known| known.name != xattr.name);
-            self.xattrs.push(xattr);
+            self.xattrs.insert(name.into(), value.into());
             return Some(());
         }
         if let Some(key) = key.strip_prefix(b"GNU.sparse.") {
@@ -172,9 +188,22 @@ mod tests {
         assert_eq!(overrides.size, Some(12));
         assert_eq!(overrides.mtime, Some(Timestamp { seconds: 1, nanoseconds: 250_000_000 }));
         assert_eq!(overrides.xattrs.len(), 2);
-        assert!(overrides.xattrs[0].value.is_empty());
+        assert_eq!(overrides.xattrs.get(&b"user.overlay.origin"[..]).map(|value| value.len()), Some(0));
         overrides.read(&record("path", ""), 9).expect("records");
         assert_eq!(overrides.path, None);
+    }
+
+    #[test]
+    fn a_record_that_makes_no_sense_is_named() {
+        for (bytes, shown) in [
+            (record("size", "-1"), "size"),
+            (record("uid", "4294967296x"), "uid"),
+            (record("mtime", "soon"), "mtime"),
+            (b"99 path=cut\n".to_vec(), "99 path=cut\n"),
+            (b"no length".to_vec(), "no length"),
+        ] {
+            assert_eq!(Overrides::default().read(&bytes, 9), Err(MalformedRecord(shown.to_owned())));
+        }
     }
 
     #[test]

@@ -133,6 +133,43 @@ fn a_size_near_the_end_of_64_bits_is_refused() {
     assert!(matches!(error, TarError::Field { field: "size", .. }), "{error}");
 }
 
+/// Only where data begin and how many there are.
+#[derive(Debug, Default)]
+struct Places(Vec<(u64, u64)>);
+
+impl Visitor for Places {
+    type Error = TarError;
+
+    fn entry(&mut self, entry: Entry) -> Result<(), TarError> {
+        if let EntryKind::Regular(data) = entry.kind {
+            self.0.push((data.block, 0));
+        }
+        Ok(())
+    }
+
+    fn data(&mut self, _: u64, bytes: &[u8]) -> Result<(), TarError> {
+        self.0.last_mut().expect("an entry came first").1 += bytes.len() as u64;
+        Ok(())
+    }
+}
+
+#[test]
+fn a_file_may_be_larger_than_the_octal_digits_of_a_header_can_say() {
+    const LARGE: u64 = 9 << 30;
+    let mut large = header("large", tar::EntryType::Regular, LARGE);
+    large.set_cksum();
+    assert_eq!(large.as_old().size[0], 0x80, "binary");
+    let (mut places, mut walker) = (Places::default(), Walker::new(Limits::default()));
+    walker.feed(large.as_bytes(), &mut places).expect("a header");
+    let piece = vec![0; 8 << 20];
+    for _ in 0..LARGE / piece.len() as u64 {
+        walker.feed(&piece, &mut places).expect("data");
+    }
+    walker.feed(&sample(), &mut places).expect("more entries");
+    walker.finish().expect("whole");
+    assert_eq!(places.0[..3], [(1, LARGE), (LARGE / 512 + 2, 0), (LARGE / 512 + 3, 700)]);
+}
+
 proptest! {
     #[test]
     fn it_does_not_matter_where_the_stream_is_cut(cuts in prop::collection::vec(1usize..1500, 1..40)) {

@@ -17,10 +17,10 @@
 use super::entry::{Entry, EntryKind, RegularData};
 use super::error::TarError;
 use super::header::{BLOCK, Header, text};
-use super::pax::{Overrides, SparseKind};
+use super::pax::{MalformedRecord, Overrides, SparseKind};
 use super::sparse::{CONTINUATION_PAIRS, MapReader, Piece, SparseMap, read_pairs};
+use crate::erofs::tree::{DeviceNumber, Timestamp, Xattr};
 use crate::snapshot::limits::Limits;
-use crate::snapshot::tree::{DeviceNumber, Timestamp, Xattr};
 
 /// What a walker calls back.
 pub(crate) trait Visitor {
@@ -234,7 +234,8 @@ impl Walker {
 
     /// An extended header is complete.
     fn extension(&mut self, kind: u8, bytes: &[u8]) -> Result<(), TarError> {
-        let malformed = TarError::Extended { at: self.header_at };
+        let at = self.header_at;
+        let malformed = |record: MalformedRecord| TarError::Extended { at, record: record.0 };
         match kind {
             b'L' => {
                 // A PAX path is the more exact one.
@@ -245,11 +246,10 @@ impl Walker {
             }
             b'g' => {
                 let mut global = self.global.clone();
-                global.read(bytes, self.limits.sparse_extents).ok_or(malformed)?;
+                global.read(bytes, self.limits.sparse_extents).map_err(malformed)?;
                 self.global = global.inherited();
-                self.check_xattrs(&self.global.xattrs)?;
             }
-            _ => self.next.read(bytes, self.limits.sparse_extents).ok_or(malformed)?,
+            _ => self.next.read(bytes, self.limits.sparse_extents).map_err(malformed)?,
         }
         Ok(())
     }
@@ -348,7 +348,8 @@ impl Walker {
         }
         let id = |overriding: Option<u64>, global: Option<u64>, own: Option<u64>, field| {
             let id = self.number(header, field, overriding.or(global).or(own))?;
-            u32::try_from(id).map_err(|_| self.field_error(header, field))
+            // The highest is no id: to `chown` it means "leave the owner as it is".
+            u32::try_from(id).ok().filter(|id| *id != u32::MAX).ok_or_else(|| self.field_error(header, field))
         };
         let uid = id(self.next.uid, self.global.uid, header.uid(), "uid")?;
         let gid = id(self.next.gid, self.global.gid, header.gid(), "gid")?;
@@ -361,20 +362,13 @@ impl Walker {
         Ok(Entry { path, mode, uid, gid, mtime, xattrs, kind })
     }
 
+    /// The entry's own attributes, and those that hold for all entries unless they state another value.
     fn take_xattrs(&mut self) -> Result<Vec<Xattr>, TarError> {
-        let mut xattrs = std::mem::take(&mut self.next.xattrs);
-        for inherited in &self.global.xattrs {
-            if xattrs.iter().all(|own| own.name != inherited.name) {
-                xattrs.push(inherited.clone());
-            }
-        }
-        self.check_xattrs(&xattrs)?;
-        Ok(xattrs)
-    }
-
-    fn check_xattrs(&self, xattrs: &[Xattr]) -> Result<(), TarError> {
-        let total = xattrs.iter().map(|xattr| xattr.name.len() + xattr.value.len()).sum();
-        self.check_length("extended attributes", total, self.limits.xattr_bytes)
+        let mut xattrs = self.global.xattrs.clone();
+        xattrs.append(&mut self.next.xattrs);
+        let total = xattrs.iter().map(|(name, value)| name.len() + value.len()).sum();
+        self.check_length("extended attributes", total, self.limits.xattr_bytes)?;
+        Ok(xattrs.into_iter().map(|(name, value)| Xattr { name, value }).collect())
     }
 
     fn check_length(&self, what: &'static str, length: usize, limit: usize) -> Result<(), TarError> {

@@ -5,7 +5,7 @@
 //! Pure: no I/O, no clock, no randomness.
 
 use super::format::{BLOCK, BLOCK_LEN, DIRENT_BYTES, DIRENT_LEN};
-use crate::snapshot::tree::Directory;
+use super::tree::Directory;
 
 /// One entry as it will be written.
 #[derive(Debug, Clone, Copy)]

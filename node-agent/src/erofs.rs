@@ -1,4 +1,4 @@
-//! EROFS images that hold metadata only: the files' bytes stay in the tars of their layers, which are further devices.
+//! EROFS images that hold metadata only: the files' bytes stay where they are, on further devices.
 //!
 //! This part knows file trees and bytes. It knows nothing of images, registries, pods or the store, and it makes no system
 //! call: [`write_image`] writes to any writer, [`read_image`] reads from memory.
@@ -9,6 +9,9 @@ mod format;
 mod layout;
 mod marks;
 mod reader;
+#[cfg(test)]
+mod tests;
+pub mod tree;
 mod writer;
 mod xattrs;
 
@@ -21,6 +24,6 @@ pub fn can_hold_xattr(name: &[u8]) -> bool {
 }
 
 /// How many chunks the index of a regular file has, 8 bytes each.
-pub fn chunk_count(file: &super::tree::Regular) -> u64 {
+pub fn chunk_count(file: &tree::Regular) -> u64 {
     chunks::count(file.size, chunks::bits(file))
 }

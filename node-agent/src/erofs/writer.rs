@@ -10,8 +10,8 @@ use super::format::{
     LAYOUT_INLINE, MAGIC, SUPERBLOCK_AT, SUPERBLOCK_LEN, file_type, mode, superblock_checksum,
 };
 use super::layout::{self, Layout, Place};
+use super::tree::{DeviceNumber, Inode, InodeId, NAME_MAX, Node, Regular, Tree};
 use super::{marks, xattrs};
-use crate::snapshot::tree::{DeviceNumber, Inode, InodeId, Node, Regular, Tree};
 
 /// A device that holds the bytes of regular files: the tar of one layer.
 #[derive(Debug, Clone)]
@@ -66,6 +66,8 @@ pub fn write_image(tree: &Tree, devices: &[Device], out: &mut impl Write) -> Res
     for id in &layout.order {
         image.inode(tree, &layout, *id, &mut scratch)?;
     }
+    image.zeros_to(layout.shared_area * BLOCK)?;
+    image.put(layout.shared.bytes())?;
     image.zeros_to(layout.block_area * BLOCK)?;
     for id in &layout.order {
         image.blocks(tree, &layout, *id)?;
@@ -76,12 +78,14 @@ pub fn write_image(tree: &Tree, devices: &[Device], out: &mut impl Write) -> Res
 }
 
 /// The superblock and the device slots, padded to whole blocks.
-fn head(layout: &Layout, devices: &[Device]) -> Result<Vec<u8>, WriteError> {
+fn head(layout: &Layout<'_>, devices: &[Device]) -> Result<Vec<u8>, WriteError> {
     let extra = u16::try_from(devices.len()).map_err(|_| WriteError::TooManyDevices { count: devices.len() })?;
     let root = layout.places[InodeId::ROOT.index()].number();
     let too_much = |what| WriteError::NotExpressible { index: InodeId::ROOT.index(), what };
     let root = u16::try_from(root).map_err(|_| too_much("a place"))?;
     let blocks = u32::try_from(layout.blocks).map_err(|_| too_much("an image length"))?;
+    // It lies within the image, so it is a smaller number.
+    let shared = u32::try_from(layout.shared_area).map_err(|_| too_much("an image length"))?;
     let mut bytes = vec![0; SUPERBLOCK_LEN];
     let mut field = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
     field(0, &MAGIC.to_le_bytes());
@@ -90,6 +94,7 @@ fn head(layout: &Layout, devices: &[Device]) -> Result<Vec<u8>, WriteError> {
     field(14, &root.to_le_bytes());
     field(16, &(layout.order.len() as u64).to_le_bytes());
     field(36, &blocks.to_le_bytes());
+    field(44, &shared.to_le_bytes());
     field(80, &(INCOMPAT_CHUNKED_FILE | INCOMPAT_DEVICE_TABLE).to_le_bytes());
     field(86, &extra.to_le_bytes());
     field(88, &FIRST_DEVICE_SLOT.to_le_bytes());
@@ -137,13 +142,25 @@ impl<W: Write> Image<'_, W> {
     }
 
     /// An inode with what follows it.
-    fn inode(&mut self, tree: &Tree, layout: &Layout, id: InodeId, scratch: &mut Vec<u8>) -> Result<(), WriteError> {
+    fn inode<'a>(
+        &mut self,
+        tree: &'a Tree,
+        layout: &Layout<'a>,
+        id: InodeId,
+        scratch: &mut Vec<u8>,
+    ) -> Result<(), WriteError> {
         let (inode, place) = (tree.inode(id), &layout.places[id.index()]);
         let refused = |what| WriteError::NotExpressible { index: id.index(), what };
+        if let Node::Directory(directory) = &inode.node
+            && directory.entries.keys().any(|name| name.len() > NAME_MAX)
+        {
+            return Err(refused("a name of more than 255 bytes"));
+        }
         self.zeros_to(place.at)?;
         scratch.clear();
         encode_inode(inode, place, scratch).ok_or_else(|| refused("attributes or a block address"))?;
-        xattrs::encode(&marks::with_marks(inode), scratch).ok_or_else(|| refused("an extended attribute"))?;
+        let named = layout.shared.encode(marks::with_marks(inode), scratch);
+        named.ok_or_else(|| refused("an extended attribute"))?;
         if let (Node::Regular(file), LAYOUT_CHUNKS) = (&inode.node, place.layout) {
             let padded = scratch.len().next_multiple_of(8);
             scratch.resize(padded, 0);
@@ -157,7 +174,7 @@ impl<W: Write> Image<'_, W> {
     }
 
     /// What of an inode's content goes to the block area.
-    fn blocks(&mut self, tree: &Tree, layout: &Layout, id: InodeId) -> Result<(), WriteError> {
+    fn blocks(&mut self, tree: &Tree, layout: &Layout<'_>, id: InodeId) -> Result<(), WriteError> {
         let place = &layout.places[id.index()];
         let count = place.bytes_in_blocks();
         if count == 0 {
@@ -170,7 +187,7 @@ impl<W: Write> Image<'_, W> {
 }
 
 /// The content of a directory or a link.
-fn content(tree: &Tree, layout: &Layout, id: InodeId) -> Vec<u8> {
+fn content(tree: &Tree, layout: &Layout<'_>, id: InodeId) -> Vec<u8> {
     match &tree.inode(id).node {
         Node::Symlink(target) | Node::LinkBelow(target) => target.to_vec(),
         Node::Directory(directory) => {

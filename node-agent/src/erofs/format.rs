@@ -8,6 +8,7 @@
 //! 1024   superblock, 128 bytes
 //! 1152   one slot of 128 bytes a device: its tag and length
 //! ...    inodes in 32-byte slots: inode, extended attributes, then chunk indexes or the tail of a directory or link
+//! ...    extended attributes that several inodes have
 //! ...    whole blocks of directories and long link targets
 //! ```
 //!
@@ -89,6 +90,13 @@ pub(crate) const XATTR_HEADER_BYTES: u64 = 12;
 pub(crate) const XATTR_ENTRY_LEN: usize = 4;
 /// What precedes one name and value.
 pub(crate) const XATTR_ENTRY_BYTES: u64 = 4;
+
+/// Attributes are padded to this, and the places of shared ones are counted in it.
+pub(crate) const XATTR_UNIT_BYTES: u64 = 4;
+/// The same for slices; also one place of a shared attribute.
+pub(crate) const XATTR_UNIT_LEN: usize = 4;
+/// As many attributes can an inode share: the header counts them in one byte.
+pub(crate) const SHARED_XATTRS_MAX: usize = 255;
 
 /// File types of directory entries.
 pub(crate) mod file_type {

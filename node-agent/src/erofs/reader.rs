@@ -12,10 +12,10 @@ use super::format::{
     HOLE, INODE_BYTES, LAYOUT_CHUNKS, LAYOUT_INLINE, LAYOUT_PLAIN, MAGIC, SLOT_BYTES, SUPERBLOCK_AT, mode, round_up,
     superblock_checksum,
 };
-use super::{marks, xattrs};
-use crate::snapshot::tree::{
-    Data, DeviceNumber, Directory, Inode, InodeId, Metadata, Node, Origin, Regular, Timestamp, Tree,
+use super::tree::{
+    Data, DeviceNumber, Directory, Inode, InodeId, Metadata, NAME_MAX, Node, Origin, Regular, Timestamp, Tree,
 };
+use super::{marks, xattrs};
 
 /// Why bytes are not an image of ours.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -38,10 +38,11 @@ pub enum ReadError {
 
 /// The tree that an image holds.
 pub fn read_image(bytes: &[u8]) -> Result<Tree, ReadError> {
-    let root = read_superblock(bytes)?;
+    let image = Image::open(bytes)?;
+    let root = image.root;
     let mut tree = Tree::new();
     let mut known = HashMap::from([(root, InodeId::ROOT)]);
-    let (inode, names) = read_inode(bytes, root, InodeId::ROOT)?;
+    let (inode, names) = image.inode(root, InodeId::ROOT)?;
     if names.is_none() {
         return Err(ReadError::Inode { number: root, what: "type" });
     }
@@ -55,7 +56,7 @@ pub fn read_image(bytes: &[u8]) -> Result<Tree, ReadError> {
                 }
                 Some(id) => *id,
                 None => {
-                    let (inode, names) = read_inode(bytes, number, directory)?;
+                    let (inode, names) = image.inode(number, directory)?;
                     let id = tree.add(inode);
                     known.insert(number, id);
                     open.extend(names.map(|names| (id, names)));
@@ -68,72 +69,87 @@ pub fn read_image(bytes: &[u8]) -> Result<Tree, ReadError> {
     Ok(tree)
 }
 
-/// Checks the superblock; returns the number of the root.
-fn read_superblock(bytes: &[u8]) -> Result<u64, ReadError> {
-    let wrong = |what| ReadError::Superblock { what };
-    let block = at(bytes, SUPERBLOCK_AT, BLOCK).ok_or(wrong("length"))?;
-    if u32_at(block, 0) != MAGIC {
-        return Err(wrong("magic number"));
+/// An image whose superblock makes sense.
+struct Image<'a> {
+    bytes: &'a [u8],
+    /// The number of the root.
+    root: u64,
+    /// What begins at the area of shared attributes.
+    shared: &'a [u8],
+}
+
+impl<'a> Image<'a> {
+    /// Checks the superblock.
+    fn open(bytes: &'a [u8]) -> Result<Self, ReadError> {
+        let wrong = |what| ReadError::Superblock { what };
+        let block = at(bytes, SUPERBLOCK_AT, BLOCK).ok_or(wrong("length"))?;
+        if u32_at(block, 0) != MAGIC {
+            return Err(wrong("magic number"));
+        }
+        let mut zeroed = block.to_vec();
+        zeroed[4..8].fill(0);
+        if superblock_checksum(&zeroed) != u32_at(block, 4) {
+            return Err(wrong("checksum"));
+        }
+        if block[12] != BLOCK_BITS {
+            return Err(wrong("block size"));
+        }
+        if u64::from(u32_at(block, 36)) * BLOCK != bytes.len() as u64 {
+            return Err(wrong("image length"));
+        }
+        let shared_at = u64::from(u32_at(block, 44)) * BLOCK;
+        let shared = bytes.len() as u64;
+        let shared = at(bytes, shared_at, shared.saturating_sub(shared_at)).ok_or(wrong("attribute area"))?;
+        Ok(Self { bytes, root: u64::from(u16_at(block, 14)), shared })
     }
-    let mut zeroed = block.to_vec();
-    zeroed[4..8].fill(0);
-    if superblock_checksum(&zeroed) != u32_at(block, 4) {
-        return Err(wrong("checksum"));
+
+    /// One inode, and the entries of a directory.
+    fn inode(&self, number: u64, parent: InodeId) -> Result<(Inode, Option<Names<'a>>), ReadError> {
+        let bytes = self.bytes;
+        let wrong = |what| ReadError::Inode { number, what };
+        let place = number.checked_mul(SLOT_BYTES).ok_or(wrong("number"))?;
+        let raw = at(bytes, place, INODE_BYTES).ok_or(wrong("place"))?;
+        let format = u16_at(raw, 0);
+        if format & 1 != FORMAT_EXTENDED {
+            return Err(wrong("version"));
+        }
+        let xattr_bytes = xattrs::size_of_count(u16_at(raw, 2));
+        let xattr_slice = at(bytes, place + INODE_BYTES, xattr_bytes).ok_or(wrong("attribute length"))?;
+        let metadata = Metadata {
+            mode: u16_at(raw, 4) & 0o7777,
+            uid: u32_at(raw, 24),
+            gid: u32_at(raw, 28),
+            mtime: Timestamp { seconds: u64_at(raw, 32).cast_signed(), nanoseconds: u32_at(raw, 40) },
+            xattrs: xattrs::decode(xattr_slice, self.shared).ok_or(wrong("attribute"))?,
+        };
+        let body = Body {
+            bytes,
+            layout: format >> 1,
+            size: u64_at(raw, 8),
+            special: u32_at(raw, 16),
+            behind: place + INODE_BYTES + xattr_bytes,
+        };
+        let mut names = None;
+        let node = match u16_at(raw, 4) & mode::TYPE {
+            mode::REGULAR => Node::Regular(body.regular().ok_or(wrong("chunks"))?),
+            mode::DIRECTORY => {
+                names = Some(body.names().ok_or(wrong("entries"))?);
+                Node::Directory(Directory::new(parent, Origin::Stated))
+            }
+            mode::SYMLINK => Node::Symlink(body.content().ok_or(wrong("target"))?.concat().into()),
+            mode::CHAR => Node::CharDevice(decode_device(body.special)),
+            mode::BLOCK => Node::BlockDevice(decode_device(body.special)),
+            mode::FIFO => Node::Fifo,
+            mode::SOCKET => Node::Socket,
+            _ => return Err(wrong("type")),
+        };
+        let mut inode = Inode { metadata, node };
+        marks::take(&mut inode);
+        Ok((inode, names))
     }
-    if block[12] != BLOCK_BITS {
-        return Err(wrong("block size"));
-    }
-    if u64::from(u32_at(block, 36)) * BLOCK != bytes.len() as u64 {
-        return Err(wrong("image length"));
-    }
-    Ok(u64::from(u16_at(block, 14)))
 }
 
 type Names<'a> = Vec<(&'a [u8], u64)>;
-
-/// One inode, and the entries of a directory.
-fn read_inode(bytes: &[u8], number: u64, parent: InodeId) -> Result<(Inode, Option<Names<'_>>), ReadError> {
-    let wrong = |what| ReadError::Inode { number, what };
-    let place = number.checked_mul(SLOT_BYTES).ok_or(wrong("number"))?;
-    let raw = at(bytes, place, INODE_BYTES).ok_or(wrong("place"))?;
-    let format = u16_at(raw, 0);
-    if format & 1 != FORMAT_EXTENDED {
-        return Err(wrong("version"));
-    }
-    let xattr_bytes = xattrs::size_of_count(u16_at(raw, 2));
-    let xattr_slice = at(bytes, place + INODE_BYTES, xattr_bytes).ok_or(wrong("attribute length"))?;
-    let metadata = Metadata {
-        mode: u16_at(raw, 4) & 0o7777,
-        uid: u32_at(raw, 24),
-        gid: u32_at(raw, 28),
-        mtime: Timestamp { seconds: u64_at(raw, 32).cast_signed(), nanoseconds: u32_at(raw, 40) },
-        xattrs: xattrs::decode(xattr_slice).ok_or(wrong("attribute"))?,
-    };
-    let body = Body {
-        bytes,
-        layout: format >> 1,
-        size: u64_at(raw, 8),
-        special: u32_at(raw, 16),
-        behind: place + INODE_BYTES + xattr_bytes,
-    };
-    let mut names = None;
-    let node = match u16_at(raw, 4) & mode::TYPE {
-        mode::REGULAR => Node::Regular(body.regular().ok_or(wrong("chunks"))?),
-        mode::DIRECTORY => {
-            names = Some(body.names().ok_or(wrong("entries"))?);
-            Node::Directory(Directory::new(parent, Origin::Stated))
-        }
-        mode::SYMLINK => Node::Symlink(body.content().ok_or(wrong("target"))?.concat().into()),
-        mode::CHAR => Node::CharDevice(decode_device(body.special)),
-        mode::BLOCK => Node::BlockDevice(decode_device(body.special)),
-        mode::FIFO => Node::Fifo,
-        mode::SOCKET => Node::Socket,
-        _ => return Err(wrong("type")),
-    };
-    let mut inode = Inode { metadata, node };
-    marks::take(&mut inode);
-    Ok((inode, names))
-}
 
 /// What an inode says of its content.
 struct Body<'a> {
@@ -166,7 +182,7 @@ impl<'a> Body<'a> {
             }
         }
         names.retain(|(name, _)| *name != b"." && *name != b"..");
-        let valid = |name: &[u8]| !name.is_empty() && !name.contains(&b'/');
+        let valid = |name: &[u8]| !name.is_empty() && name.len() <= NAME_MAX && !name.contains(&b'/');
         names.iter().all(|(name, _)| valid(name)).then_some(names)
     }
 
@@ -214,64 +230,4 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
 
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
     bytes.get(at..at + 8).and_then(|field| field.try_into().ok()).map_or(0, u64::from_le_bytes)
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::super::{Device, write_image};
-    use super::*;
-    use crate::snapshot::merge::tests::layers;
-
-    fn image(tree: &Tree) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        write_image(tree, &[Device { tag: "x".into(), bytes: 1 << 30 }], &mut bytes).expect("written");
-        bytes
-    }
-
-    /// Everything of a tree, with marks.
-    fn whole(tree: &Tree) -> Vec<(Vec<u8>, Metadata, String)> {
-        let shown = |node: &Node| match node {
-            Node::Directory(directory) => format!("{:?} {:?}", directory.origin, directory.below),
-            Node::Regular(file) if file.size == 0 => String::from("empty"),
-            Node::Regular(_)
-            | Node::Symlink(_)
-            | Node::CharDevice(_)
-            | Node::BlockDevice(_)
-            | Node::Fifo
-            | Node::Socket
-            | Node::Whiteout
-            | Node::LinkBelow(_) => format!("{node:?}"),
-        };
-        let paths = tree.walk().into_iter();
-        paths.map(|(path, id)| (path, tree.inode(id).metadata.clone(), shown(&tree.inode(id).node))).collect()
-    }
-
-    proptest! {
-        #[test]
-        fn a_layer_comes_back_with_its_marks(layers in layers()) {
-            for layer in layers {
-                let read = read_image(&image(&layer)).expect("an image of ours");
-                prop_assert_eq!(whole(&read), whole(&layer));
-            }
-        }
-
-        #[test]
-        fn damage_is_an_error_or_another_tree_but_no_panic(
-            layers in layers(),
-            flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..20),
-        ) {
-            let mut bytes = image(&layers[0]);
-            for (at, value) in flips {
-                let at = at.index(bytes.len());
-                bytes[at] = value;
-            }
-            // A checksum that matches lets the damage of the superblock get further.
-            bytes[1028..1032].fill(0);
-            let checksum = superblock_checksum(&bytes[1024..1536]);
-            bytes[1028..1032].copy_from_slice(&checksum.to_le_bytes());
-            let _ = read_image(&bytes);
-        }
-    }
 }

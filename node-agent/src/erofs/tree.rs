@@ -6,7 +6,7 @@
 //!
 //! Pure: no I/O, no clock, no randomness.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map};
 
 /// The unit in which file data is addressed inside a layer's tar: 512 bytes, the block of tar and of our EROFS images.
 pub const BLOCK: u64 = 512;
@@ -290,22 +290,56 @@ impl Tree {
         order
     }
 
-    /// Every path below the root with its inode, in order: a directory before its entries. The path has no leading slash.
-    pub fn walk(&self) -> Vec<(Vec<u8>, InodeId)> {
-        let mut found = Vec::new();
-        let mut stack = vec![(Vec::new(), InodeId::ROOT)];
-        while let Some((path, id)) = stack.pop() {
-            if let Some(directory) = self.directory(id) {
-                for (name, child) in directory.entries.iter().rev() {
-                    stack.push((join(&path, name), *child));
+    /// Shows every path below the root with its inode, entries in order of name, until one is refused. The path has no
+    /// leading slash; however many there are, one is in memory at a time.
+    pub fn visit<E>(&self, order: Order, mut see: impl FnMut(&[u8], InodeId) -> Result<(), E>) -> Result<(), E> {
+        let mut path = Vec::new();
+        let mut open: Vec<Open<'_>> = Vec::new();
+        open.extend(self.directory(InodeId::ROOT).map(|root| (InodeId::ROOT, 0, root.entries.iter())));
+        while let Some((id, length, entries)) = open.last_mut() {
+            path.truncate(*length);
+            let Some((name, child)) = entries.next() else {
+                if order == Order::ContentsFirst && *id != InodeId::ROOT {
+                    see(&path, *id)?;
                 }
-            }
+                open.pop();
+                continue;
+            };
             if !path.is_empty() {
-                found.push((path, id));
+                path.push(b'/');
             }
+            path.extend_from_slice(name);
+            let directory = self.directory(*child);
+            if directory.is_none() || order == Order::DirectoriesFirst {
+                see(&path, *child)?;
+            }
+            open.extend(directory.map(|directory| (*child, path.len(), directory.entries.iter())));
         }
-        found
+        Ok(())
     }
+
+    /// Every path below the root with its inode: a directory before its entries.
+    #[cfg(test)]
+    pub(crate) fn walk(&self) -> Vec<(Vec<u8>, InodeId)> {
+        let mut found = Vec::new();
+        let seen = self.visit(Order::DirectoriesFirst, |path, id| {
+            found.push((path.to_vec(), id));
+            Ok::<(), std::convert::Infallible>(())
+        });
+        seen.map_or_else(|never| match never {}, |()| found)
+    }
+}
+
+/// A directory whose entries are being shown: itself, how long its path is, and the entries to come.
+type Open<'a> = (InodeId, usize, btree_map::Iter<'a, Box<[u8]>, InodeId>);
+
+/// Whether [`Tree::visit`] shows a directory before what is in it, or after.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// Before.
+    DirectoriesFirst,
+    /// After.
+    ContentsFirst,
 }
 
 /// `directory/name`, or `name` alone in the root.
@@ -317,4 +351,33 @@ pub fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
     }
     path.extend_from_slice(name);
     path
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_visit_shows_directories_before_or_after_their_contents_and_ends_when_refused() {
+        let mut tree = Tree::new();
+        let a = tree.make_directory(InodeId::ROOT, b"a", Origin::Stated, Metadata::default());
+        let b = tree.make_directory(a, b"b", Origin::Stated, Metadata::default());
+        tree.make_directory(b, b"c", Origin::Stated, Metadata::default());
+        let fifo = tree.add(Inode { metadata: Metadata::default(), node: Node::Fifo });
+        tree.link(a, b"z", fifo);
+        tree.link(InodeId::ROOT, b"a.", fifo);
+        let paths = |order, stop: &[u8]| {
+            let mut paths = Vec::new();
+            let seen = tree.visit(order, |path, _| {
+                paths.push(String::from_utf8_lossy(path).into_owned());
+                if path == stop { Err(()) } else { Ok(()) }
+            });
+            (paths, seen.is_ok())
+        };
+        let all = |paths: [&str; 5]| (paths.map(str::to_owned).to_vec(), true);
+        assert_eq!(paths(Order::DirectoriesFirst, b""), all(["a", "a/b", "a/b/c", "a/z", "a."]));
+        assert_eq!(paths(Order::ContentsFirst, b""), all(["a/b/c", "a/b", "a/z", "a", "a."]));
+        assert_eq!(paths(Order::ContentsFirst, b"a/b").0.len(), 2);
+        assert!(!paths(Order::ContentsFirst, b"a/b").1);
+    }
 }

@@ -11,17 +11,22 @@ use super::format::{
     BLOCK, CHUNK_INDEX_BYTES, DEVICE_SLOT_BYTES, INODE_BYTES, LAYOUT_CHUNKS, LAYOUT_INLINE, LAYOUT_PLAIN, SLOT_BYTES,
     SUPERBLOCK_AT, SUPERBLOCK_BYTES, round_up,
 };
-use super::{marks, xattrs};
-use crate::snapshot::tree::{Inode, InodeId, Node, Tree};
+use super::marks;
+use super::tree::{Inode, InodeId, Node, Tree};
+use super::xattrs::Pool;
 
 /// The plan of an image.
 #[derive(Debug)]
-pub(crate) struct Layout {
+pub(crate) struct Layout<'a> {
     /// The inodes in the order of their places.
     pub(crate) order: Vec<InodeId>,
     /// By arena index. What no name leads to keeps the default.
     pub(crate) places: Vec<Place>,
-    /// First block behind the inodes.
+    /// Attributes that several inodes have.
+    pub(crate) shared: Pool<'a>,
+    /// First block behind the inodes, where those attributes go.
+    pub(crate) shared_area: u64,
+    /// First block behind them.
     pub(crate) block_area: u64,
     /// Blocks of the whole image.
     pub(crate) blocks: u64,
@@ -61,28 +66,30 @@ impl Place {
 }
 
 /// Lays out an image of this tree with this many devices.
-pub(crate) fn plan(tree: &Tree, devices: usize) -> Layout {
+pub(crate) fn plan(tree: &Tree, devices: usize) -> Layout<'_> {
     let order = tree.reachable();
+    let shared = Pool::of(order.iter().flat_map(|id| marks::with_marks(tree.inode(*id))));
     let mut places = vec![Place::default(); tree.arena_len()];
     count_links(tree, &order, &mut places);
     let mut at = round_up(SUPERBLOCK_AT + SUPERBLOCK_BYTES + devices as u64 * DEVICE_SLOT_BYTES, BLOCK);
     for id in &order {
         let place = &mut places[id.index()];
-        at = put(tree.inode(*id), at, place);
+        at = put(tree.inode(*id), &shared, at, place);
     }
-    let block_area = at.div_ceil(BLOCK);
+    let shared_area = at.div_ceil(BLOCK);
+    let block_area = shared_area + (shared.bytes().len() as u64).div_ceil(BLOCK);
     let mut blocks = block_area;
     for id in &order {
         let place = &mut places[id.index()];
         place.first_block = blocks;
         blocks += place.bytes_in_blocks().div_ceil(BLOCK);
     }
-    Layout { order, places, block_area, blocks }
+    Layout { order, places, shared, shared_area, block_area, blocks }
 }
 
 /// Fills in an inode's place, the next free byte being `free`; returns the next free byte behind it.
-fn put(inode: &Inode, free: u64, place: &mut Place) -> u64 {
-    place.xattr_bytes = xattrs::size(&marks::with_marks(inode));
+fn put<'a>(inode: &'a Inode, shared: &Pool<'a>, free: u64, place: &mut Place) -> u64 {
+    place.xattr_bytes = shared.size(marks::with_marks(inode));
     let head = INODE_BYTES + place.xattr_bytes;
     place.at = round_up(free, SLOT_BYTES);
     match &inode.node {

@@ -7,7 +7,7 @@
 //! Pure: no I/O, no clock, no randomness.
 
 use super::format::{BLOCK, BLOCK_BITS, CHUNK_BITS_MASK, CHUNK_INDEXES, HOLE};
-use crate::snapshot::tree::{Data, Extent, Regular};
+use super::tree::{Data, Extent, Regular};
 
 /// Where one chunk lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -4,45 +4,33 @@
 //!
 //! Pure: no I/O, no clock, no randomness.
 
-use std::borrow::Cow;
-
 use super::format::{XATTR_IMPLIED, XATTR_LINK_BELOW, XATTR_OPAQUE, XATTR_REPLACED};
-use crate::snapshot::tree::{Below, DeviceNumber, Directory, Inode, Node, Origin, Xattr};
+use super::tree::{Below, DeviceNumber, Directory, Inode, Node, Origin};
+use super::xattrs::Pair;
 
-/// An inode's attributes with its marks among them.
-pub(crate) fn with_marks(inode: &Inode) -> Cow<'_, [Xattr]> {
-    let marks = marks_of(&inode.node);
-    if marks.is_empty() {
-        return Cow::Borrowed(&inode.metadata.xattrs);
-    }
-    let marks = marks.into_iter().map(|(name, value)| Xattr { name: name.into(), value: value.into() });
-    Cow::Owned(inode.metadata.xattrs.iter().cloned().chain(marks).collect())
+/// An inode's attributes with its marks behind them.
+pub(crate) fn with_marks(inode: &Inode) -> impl Iterator<Item = Pair<'_>> + Clone {
+    let own = inode.metadata.xattrs.iter().map(|xattr| (&*xattr.name, &*xattr.value));
+    own.chain(marks_of(&inode.node).into_iter().flatten())
 }
 
-fn marks_of(node: &Node) -> Vec<(&'static [u8], &'static [u8])> {
-    let mut marks: Vec<(&'static [u8], &'static [u8])> = Vec::new();
+/// At most three, of which only those that apply are there.
+fn marks_of(node: &Node) -> [Option<Pair<'static>>; 3] {
     match node {
-        Node::Directory(directory) => {
-            if directory.origin == Origin::Implied {
-                marks.push((XATTR_IMPLIED, b""));
-            }
-            if directory.below != Below::Merged {
-                marks.push((XATTR_OPAQUE, b"y"));
-            }
-            if directory.below == Below::Replaced {
-                marks.push((XATTR_REPLACED, b""));
-            }
-        }
-        Node::LinkBelow(_) => marks.push((XATTR_LINK_BELOW, b"")),
+        Node::Directory(directory) => [
+            (directory.origin == Origin::Implied).then_some((XATTR_IMPLIED, b"")),
+            (directory.below != Below::Merged).then_some((XATTR_OPAQUE, b"y")),
+            (directory.below == Below::Replaced).then_some((XATTR_REPLACED, b"")),
+        ],
+        Node::LinkBelow(_) => [Some((XATTR_LINK_BELOW, b"")), None, None],
         Node::Regular(_)
         | Node::Symlink(_)
         | Node::CharDevice(_)
         | Node::BlockDevice(_)
         | Node::Fifo
         | Node::Socket
-        | Node::Whiteout => {}
+        | Node::Whiteout => [None; 3],
     }
-    marks
 }
 
 /// Turns the attributes that [`with_marks`] added back into what they mean.
