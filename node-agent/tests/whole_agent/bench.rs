@@ -14,7 +14,8 @@ use std::{
 };
 
 use larder_proto::v1::{
-    self, node_service_client::NodeServiceClient, pod_service_client::PodServiceClient, watch_pods_response::Item,
+    self, node_service_client::NodeServiceClient, pod_service_client::PodServiceClient,
+    pull_service_client::PullServiceClient, watch_pods_response::Item,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -51,6 +52,7 @@ pub(crate) struct Told {
 pub(crate) struct Client {
     pub(crate) pods: PodServiceClient<Channel>,
     pub(crate) node: NodeServiceClient<Channel>,
+    pub(crate) pulls: PullServiceClient<Channel>,
     told: watch::Receiver<Told>,
     /// Held for its drop, which ends the watching.
     _watching: JoinSet<()>,
@@ -137,7 +139,8 @@ impl Bench {
                 sender.send_modify(|told| told.take(message));
             }
         });
-        Client { pods, node: NodeServiceClient::new(channel), told, _watching: watching }
+        let (node, pulls) = (NodeServiceClient::new(channel.clone()), PullServiceClient::new(channel));
+        Client { pods, node, pulls, told, _watching: watching }
     }
 
     /// A pod of one container that runs a script, with `patch` laid over its spec.

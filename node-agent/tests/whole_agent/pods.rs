@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::bench::Bench;
+use super::bench::{Bench, DEADLINE};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pod_runs_is_seen_logged_measured_and_stopped() {
@@ -140,11 +140,28 @@ async fn a_pod_that_is_stopped_while_its_image_comes_is_gone_at_once() {
     let bench = Bench::new().await;
     bench.registry.set_stalled(true);
     let mut client = bench.client().await;
+    let mut pulls = client.pulls.watch_pulls(larder_proto::v1::WatchPullsRequest {}).await.unwrap().into_inner();
+    let mut waiting_for = async |wanted: &[(String, u32)]| {
+        let news = async {
+            while let Some(list) = pulls.message().await.unwrap() {
+                let seen: Vec<_> = list.pulls.into_iter().map(|pull| (pull.reference, pull.waiting)).collect();
+                if seen == wanted {
+                    return;
+                }
+            }
+            panic!("the agent ended the stream");
+        };
+        tokio::time::timeout(DEADLINE, news).await.unwrap();
+    };
+    waiting_for(&[]).await;
     client.run(bench.request(&bench.pod("u-slow", "true"))).await;
     client.until(&bench, "pulling", |told| told.events.iter().any(|event| event.1 == "Pulling")).await;
+    waiting_for(&[(bench.registry.image(), 1)]).await;
     assert!(client.stop("u-slow", 30).await);
     let told = client.until_gone(&bench, "u-slow").await;
     assert_eq!(told.gone["u-slow"]["phase"], "Failed");
+    // Nobody waits for it any more, so it does not go on.
+    waiting_for(&[]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
