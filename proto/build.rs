@@ -9,6 +9,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "agent/v1/image_cache.proto",
         "agent/v1/node.proto",
         "agent/v1/pull.proto",
+        "agent/v1/store.proto",
     ])?;
     tonic_prost_build::configure().bytes(".").compile_fds(compiler.file_descriptor_set())?;
     Ok(())

@@ -8,8 +8,9 @@
 use std::collections::HashMap;
 
 use larder_proto::v1::{
-    CachedImage, ImageCachePhase, ImageCacheState, PodGone, PodState, ReadLogsRequest, RegistryCredential,
-    ResolvedObject, RunPodRequest, ServiceAccountToken, StopPodRequest, WatchPodsResponse, watch_pods_response,
+    CachedImage, ImageCachePhase, ImageCacheState, PodGone, PodState, PullImageRequest, ReadLogsRequest,
+    RegistryCredential, ResolvedObject, RunPodRequest, ServiceAccountToken, StopPodRequest, StoreItemKind, StoredImage,
+    VerifyFinding, VerifyOutcome, VerifyStoreResponse, WatchPodsResponse, verify_store_response, watch_pods_response,
 };
 use prost::Message;
 
@@ -99,6 +100,27 @@ fn image_cache_to_be_asked_for_again() {
         ..ImageCacheState::default()
     };
     still_decodes("0a05696d632d31 2003 5801", &expected);
+}
+
+#[test]
+fn store() {
+    let expected = PullImageRequest {
+        reference: "nginx".into(),
+        plain_http_registries: vec!["r".into()],
+        ..PullImageRequest::default()
+    };
+    still_decodes("0a056e67696e78 1a0172", &expected);
+    let found = VerifyFinding {
+        kind: StoreItemKind::Layer.into(),
+        name: "sha256:0".into(),
+        why: "w".into(),
+        outcome: VerifyOutcome::Left.into(),
+        detail: "d".into(),
+    };
+    let found = VerifyStoreResponse { item: Some(verify_store_response::Item::Finding(found)) };
+    still_decodes("1214 0801 12087368613235363a30 1a0177 2004 2a0164", &found);
+    let image = StoredImage { manifest_digest: "sha256:0".into(), in_use: true, ..StoredImage::default() };
+    still_decodes("0a087368613235363a30 3001", &image);
 }
 
 fn still_decodes<M: Message + Default + PartialEq + std::fmt::Debug>(bytes: &str, expected: &M) {
