@@ -110,7 +110,7 @@ async fn build_programs(layout: &Layout, settings: &Settings) -> anyhow::Result<
         };
         blocking_step(title, move || controlplane_program::build(&programs)).await?;
     }
-    blocking_step("build larder-provider, larder-node-agent and larder-monitor", build_larder).await
+    blocking_step("build larder-provider, larder-node-agent, larder-monitor and larderctl", build_larder).await
 }
 
 /// Builds Larder's own programs as they are shipped.
@@ -129,6 +129,8 @@ pub fn build_larder() -> anyhow::Result<()> {
             "larder-node-agent",
             "-p",
             "larder-monitor",
+            "-p",
+            "larderctl",
         ])
         .status()
         .context("run cargo")?;

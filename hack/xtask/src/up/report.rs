@@ -84,7 +84,7 @@ fn recorded(pod: &Pod) -> Option<i64> {
     Some(ready.last_transition_time.as_ref()?.0.duration_since(created.0).as_secs())
 }
 
-fn hints(sample: &[Pod], namespace: &str) -> [String; 3] {
+fn hints(sample: &[Pod], namespace: &str) -> [String; 4] {
     let kubectl = if namespace == "default" {
         "hack/kubectl".to_owned()
     } else {
@@ -100,5 +100,6 @@ fn hints(sample: &[Pod], namespace: &str) -> [String; 3] {
             "hack/kubectl get events --all-namespaces".to_owned(),
         ],
     };
-    [curl, logs, format!("{kubectl} scale deployment/test --replicas 10 && {kubectl} get pods --watch")]
+    let scale = format!("{kubectl} scale deployment/test --replicas 10 && {kubectl} get pods --watch");
+    [curl, logs, scale, "hack/larderctl images".to_owned()]
 }
