@@ -46,9 +46,9 @@ use crate::{
         oci::{OciRuntime, OciRuntimeConfig},
     },
     sandbox::{BridgeSandboxes, SandboxConfig, SandboxError, ipam::ParseCidrError},
-    snapshot::{self, Driver, DriverChoice, Limits, SnapshotError, Snapshotter},
+    snapshot::{self, Driver, DriverChoice, Limits, Running, SnapshotError, Snapshotter},
     stats::Stats,
-    store::{Store, StoreError},
+    store::{Store, StoreError, eviction::Rules},
 };
 
 /// How long the calls under way, and then the pods' tasks, have to end.
@@ -161,10 +161,13 @@ struct Agent {
 }
 
 async fn build(config: &Config, tasks: &mut Tasks) -> Result<Agent, AppError> {
+    let meters = Meters::default();
     let store = Arc::new(Store::open(&config.root)?);
+    meters.index_rebuilds.inc_by(store.recovered().index_rebuilds);
+    // Until the pods of an earlier life are found again it is not known what they run on.
+    let adopting = store.pins().hold();
     let snapshotter = open_snapshotter(config, &store)?;
     let driver = snapshotter.driver();
-    let meters = Meters::default();
     let images = open_images(config, store, Arc::clone(&snapshotter), &meters).await?;
     let stop_sandboxes = CancellationToken::new();
     let sandboxes = open_sandboxes(config, tasks, stop_sandboxes.clone()).await?;
@@ -190,7 +193,9 @@ async fn build(config: &Config, tasks: &mut Tasks) -> Result<Agent, AppError> {
     let stop_pods = CancellationToken::new();
     let (mut supervisor, pods) = Supervisor::new(parts, settings, stop_pods.clone());
     supervisor.adopt().await?;
+    drop(adopting);
     images.unmount_strangers().await;
+    images.collect_garbage(gc_rules(config), meters.clone());
     tasks.spawn("pods", async move {
         supervisor.run().await;
         Ok(())
@@ -202,7 +207,7 @@ async fn build(config: &Config, tasks: &mut Tasks) -> Result<Agent, AppError> {
         runtime_version: runtime.version(),
         max_pods: config.max_pods,
         pod_cidr: config.pod_cidr.clone(),
-        snapshotter: driver_name(driver),
+        snapshotter: driver.name(),
         images: Arc::clone(&images),
     };
     serve_metrics(config, tasks, meters, stop_calls.clone()).await?;
@@ -213,6 +218,15 @@ async fn build(config: &Config, tasks: &mut Tasks) -> Result<Agent, AppError> {
     let listening = grpc::listen(&config.listen, config.tls()?.as_ref()).await?;
     tasks.spawn("calls", async move { Ok(grpc::serve(listening, services).await?) });
     Ok(Agent { runtime, images, driver, stop_calls, stop_pods, stop_sandboxes })
+}
+
+fn gc_rules(config: &Config) -> Rules {
+    Rules {
+        high_percent: config.image_gc_high,
+        low_percent: config.image_gc_low,
+        min_age_seconds: config.image_gc_min_age.as_secs(),
+        max_age_seconds: Some(config.image_gc_max_age.as_secs()).filter(|seconds| *seconds > 0),
+    }
 }
 
 fn settings(config: &Config, node: NodeResources) -> Settings {
@@ -270,7 +284,10 @@ fn open_snapshotter(config: &Config, store: &Store) -> Result<Arc<dyn Snapshotte
         layer_bytes: config.max_layer_bytes,
         ..Limits::default()
     };
-    snapshot::open(choice, store.layout(), &config.run_dir.join("images"), limits)
+    // Gone after a restart of the host, and so are the pods.
+    let has_pods = fs::read_dir(config.run_dir.join("pods")).is_ok_and(|mut pods| pods.next().is_some());
+    let running = if has_pods { Running::Pods } else { Running::Nothing };
+    snapshot::open_over(choice, store, &config.run_dir.join("images"), limits, running)
 }
 
 async fn open_images(
@@ -349,13 +366,6 @@ fn node_resources(host: &HostFacts) -> NodeResources {
         cpu_milli: host.cpu_milli,
         memory_bytes: host.memory_bytes,
         ephemeral_storage_bytes: host.storage_bytes,
-    }
-}
-
-fn driver_name(driver: Driver) -> &'static str {
-    match driver {
-        Driver::Erofs => "erofs",
-        Driver::Directory => "directory",
     }
 }
 

@@ -5,6 +5,7 @@ use std::{
     num::NonZeroU64,
     path::{Path, PathBuf},
     str::FromStr,
+    time::Duration,
 };
 
 use clap::{Parser, ValueEnum};
@@ -94,6 +95,19 @@ pub struct Config {
     /// an image may take four times as much together.
     #[arg(long, env = "LARDER_MAX_LAYER_METADATA_BYTES", default_value_t = 512 << 20, value_name = "BYTES")]
     pub max_layer_metadata_bytes: u64,
+    /// From this use of the store's file system on, in percent, layers that nobody uses are removed, the longest unused
+    /// first (`imageGCHighThresholdPercent` of the kubelet); 100 for never.
+    #[arg(long, env = "LARDER_IMAGE_GC_HIGH", default_value_t = 85, value_name = "PERCENT", value_parser = percent())]
+    pub image_gc_high: u8,
+    /// Down to this use they are (`imageGCLowThresholdPercent`).
+    #[arg(long, env = "LARDER_IMAGE_GC_LOW", default_value_t = 80, value_name = "PERCENT", value_parser = percent())]
+    pub image_gc_low: u8,
+    /// A layer stays so long after its last use, however full the disk is (`imageMinimumGCAge`).
+    #[arg(long, env = "LARDER_IMAGE_GC_MIN_AGE", default_value = "2m", value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub image_gc_min_age: Duration,
+    /// A layer goes so long after its last use, however empty the disk is (`imageMaximumGCAge`); 0s for never.
+    #[arg(long, env = "LARDER_IMAGE_GC_MAX_AGE", default_value = "0s", value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub image_gc_max_age: Duration,
     /// How many pods this node takes.
     #[arg(long, env = "LARDER_MAX_PODS", default_value_t = 250, value_name = "N")]
     pub max_pods: u32,
@@ -163,6 +177,17 @@ pub enum ConfigError {
     /// A number that must not be 0.
     #[error("{0} must be 1 or more")]
     Zero(&'static str),
+    /// Water marks the wrong way round.
+    #[error("--image-gc-low ({low}) must be less than --image-gc-high ({high})")]
+    WaterMarks {
+        /// The low one.
+        low: u8,
+        /// The high one.
+        high: u8,
+    },
+    /// Ages the wrong way round.
+    #[error("--image-gc-max-age must be more than --image-gc-min-age, or 0s for never")]
+    Ages,
     /// Not a name for a network link.
     #[error("{0:?} is no name for a link: 1 to 15 characters, none of them / or white space")]
     LinkName(String),
@@ -202,6 +227,13 @@ impl Config {
             if number == 0 {
                 return Err(ConfigError::Zero(flag));
             }
+        }
+        let (low, high) = (self.image_gc_low, self.image_gc_high);
+        if low >= high {
+            return Err(ConfigError::WaterMarks { low, high });
+        }
+        if !self.image_gc_max_age.is_zero() && self.image_gc_max_age <= self.image_gc_min_age {
+            return Err(ConfigError::Ages);
         }
         self.tls().map(|_| ())
     }
@@ -244,6 +276,10 @@ impl FromStr for Listen {
         let address = text.strip_prefix("https://").and_then(|address| address.parse().ok());
         address.map(Self::Https).ok_or_else(|| ConfigError::Listen(text.to_owned()))
     }
+}
+
+fn percent() -> clap::builder::RangedI64ValueParser<u8> {
+    clap::value_parser!(u8).range(0..=100)
 }
 
 fn parse_link_name(text: &str) -> Result<String, ConfigError> {
@@ -298,6 +334,10 @@ mod tests {
             (&["--tls-cert", "/c"], "--tls-cert is used with"),
             (&["--root", "var"], "--root must be an absolute path"),
             (&["--max-parallel-layers", "0"], "--max-parallel-layers must be 1 or more"),
+            (&["--image-gc-high", "80"], "--image-gc-low (80) must be less than --image-gc-high (80)"),
+            (&["--image-gc-high", "101"], "101 is not in 0..=100"),
+            (&["--image-gc-max-age", "1m"], "--image-gc-max-age must be more than"),
+            (&["--image-gc-min-age", "soon"], "--image-gc-min-age"),
             (&["--bridge", "a-name-that-is-too-long"], "no name for a link"),
             (&["--registry-bandwidth", "0"], "no number of bytes a second"),
             (&["--registry-bandwidth", "1.5M"], "no number of bytes a second"),

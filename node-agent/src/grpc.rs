@@ -10,6 +10,7 @@ mod node_service;
 mod pod_service;
 mod pull_service;
 mod reading;
+mod store_service;
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,7 +18,10 @@ use larder_proto::v1;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Server, server::Router};
 
-use self::{image_cache_service::ImageCacheApi, node_service::NodeApi, pod_service::PodApi, pull_service::PullApi};
+use self::{
+    image_cache_service::ImageCacheApi, node_service::NodeApi, pod_service::PodApi, pull_service::PullApi,
+    store_service::StoreApi,
+};
 pub use self::{
     listen::{ListenError, Listening, listen},
     node_service::NodeReport,
@@ -92,8 +96,16 @@ async fn routes(server: &mut Server, services: Services) -> Router {
     let caches = v1::image_cache_service_server::ImageCacheServiceServer::new(ImageCacheApi::new(&services));
     let pulls = v1::pull_service_server::PullServiceServer::new(PullApi::new(&services));
     health.set_serving::<v1::pull_service_server::PullServiceServer<PullApi>>().await;
+    let store = v1::store_service_server::StoreServiceServer::new(StoreApi::new(&services));
     health.set_serving::<v1::image_cache_service_server::ImageCacheServiceServer<ImageCacheApi>>().await;
     health.set_serving::<v1::pod_service_server::PodServiceServer<PodApi>>().await;
     health.set_serving::<v1::node_service_server::NodeServiceServer<NodeApi>>().await;
-    server.add_service(health_service).add_service(pods).add_service(node).add_service(caches).add_service(pulls)
+    health.set_serving::<v1::store_service_server::StoreServiceServer<StoreApi>>().await;
+    server
+        .add_service(health_service)
+        .add_service(pods)
+        .add_service(node)
+        .add_service(caches)
+        .add_service(pulls)
+        .add_service(store)
 }

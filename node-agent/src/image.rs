@@ -5,9 +5,11 @@
 
 mod bandwidth;
 mod cache;
+mod collector;
 mod documents;
 mod fetch;
 mod inflate;
+pub mod inventory;
 mod mounts;
 mod partial;
 mod pull;
@@ -23,6 +25,7 @@ mod test_snapshotter;
 #[cfg(test)]
 mod tests;
 mod unpack;
+pub mod verify;
 
 use std::{sync::Arc, time::Duration};
 

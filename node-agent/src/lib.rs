@@ -22,6 +22,7 @@ pub mod pod;
 pub mod registry;
 pub mod runtime;
 pub mod sandbox;
+pub mod sizes;
 pub mod snapshot;
 pub mod stats;
 pub mod store;

@@ -64,6 +64,10 @@ pub struct Meters {
     registry: Arc<Registry>,
     start_seconds: Family<StepLabels, Histogram>,
     images: Family<SourceLabels, Counter>,
+    /// Store indexes that were lost or could not be used, and were made anew from the files.
+    pub index_rebuilds: Counter,
+    evicted_layers: Counter,
+    evicted_bytes: Counter,
     /// Containers that run again after they have ended.
     pub restarts: Counter,
     /// Pods that have a worker now.
@@ -87,13 +91,35 @@ impl Default for Meters {
         let mut registry = Registry::with_prefix("larder_agent");
         registry.register("pod_start_seconds", "Time of a pod's start, by step", start_seconds.clone());
         registry.register("images", "Images that containers asked for, by where they came from", images.clone());
+        let (index_rebuilds, evicted_layers, evicted_bytes) =
+            (Counter::default(), Counter::default(), Counter::default());
+        registry.register(
+            "store_index_rebuilds",
+            "Store indexes that were lost or could not be used, made anew from the files",
+            index_rebuilds.clone(),
+        );
+        registry.register("store_evicted_layers", "Unused layers that were removed", evicted_layers.clone());
+        registry.register("store_evicted_bytes", "Bytes that unused layers had on disk", evicted_bytes.clone());
         registry.register("container_restarts", "Containers started again after they had ended", restarts.clone());
         registry.register("pods", "Pods that have a worker now", pods.clone());
         let help = "Bytes of layers and configurations received from registries";
         registry.register("registry_received_bytes", help, received_bytes.clone());
         registry.register("layers_pulled", "Layers that came from registries and are whole", layers.clone());
         registry.register("pulls", "Images whose layers are coming now", pulls.clone());
-        Self { registry: Arc::new(registry), start_seconds, images, restarts, pods, received_bytes, layers, pulls }
+        let registry = Arc::new(registry);
+        Self {
+            registry,
+            start_seconds,
+            images,
+            index_rebuilds,
+            evicted_layers,
+            evicted_bytes,
+            restarts,
+            pods,
+            received_bytes,
+            layers,
+            pulls,
+        }
     }
 }
 
@@ -111,6 +137,12 @@ impl Meters {
     /// Counts what a registry has sent.
     pub fn received(&self, bytes: usize) {
         self.received_bytes.inc_by(u64::try_from(bytes).unwrap_or(u64::MAX));
+    }
+
+    /// Counts layers that were removed because nobody used them.
+    pub fn evicted(&self, layers: u64, bytes: u64) {
+        self.evicted_layers.inc_by(layers);
+        self.evicted_bytes.inc_by(bytes);
     }
 
     /// All figures as text.
@@ -133,12 +165,17 @@ mod tests {
         meters.image(ImageSource::Cache);
         meters.pods.inc();
         meters.received(7);
+        meters.index_rebuilds.inc();
+        meters.evicted(2, 300);
         let text = meters.text();
         for line in [
             r#"larder_agent_pod_start_seconds_bucket{le="0.004",step="Runtime"} 1"#,
             r#"larder_agent_images_total{source="Cache"} 1"#,
             "larder_agent_pods 1",
             "larder_agent_registry_received_bytes_total 7",
+            "larder_agent_store_index_rebuilds_total 1",
+            "larder_agent_store_evicted_layers_total 2",
+            "larder_agent_store_evicted_bytes_total 300",
         ] {
             assert!(text.lines().any(|there| there == line), "{line} is not in\n{text}");
         }

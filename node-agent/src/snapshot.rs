@@ -3,6 +3,8 @@
 //! A layer is written once, from its stream of plain tar bytes, and is from then on read-only. An image's layers are
 //! composed once and then mounted; all containers of the image share the mount. Neither knows registries or pods.
 
+mod change;
+mod check;
 #[cfg(test)]
 mod conformance;
 mod directory;
@@ -23,15 +25,18 @@ mod tar_file;
 use std::io;
 use std::path::{Path, PathBuf};
 
+pub use change::{Running, open_over};
+pub use check::{Condition, Mend};
 pub use directory::DirectorySnapshotter;
 pub use erofs_driver::ErofsSnapshotter;
 
 pub use limits::Limits;
 pub use probe::{DriverChoice, open};
-pub use room::make_room;
+pub use room::{Collected, collect, make_room, plan_prune, prune};
 
 use crate::digest::Digest;
 use crate::erofs;
+use crate::sizes::Bytes;
 use crate::store::{StoreError, durable};
 
 /// How layers are kept on disk.
@@ -41,6 +46,22 @@ pub enum Driver {
     Erofs,
     /// Unpacked directories.
     Directory,
+}
+
+impl Driver {
+    /// What `--snapshotter` and a layer's `meta.json` call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Erofs => erofs_driver::NAME,
+            Self::Directory => directory::NAME,
+        }
+    }
+}
+
+impl std::fmt::Display for Driver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
 }
 
 /// A finished layer.
@@ -122,6 +143,18 @@ pub trait Snapshotter: Send + Sync + std::fmt::Debug {
     /// When it cannot be renamed.
     fn hide_layer(&self, diff_id: &Digest) -> Result<Option<PathBuf>, SnapshotError>;
 
+    /// Reads a whole layer again and compares it with what it was made from, telling `read` how many more bytes it has read.
+    ///
+    /// # Errors
+    /// When the disk does not give it back, or what was to be mended cannot be written.
+    fn check_layer(&self, diff_id: &Digest, mend: Mend, read: &mut dyn FnMut(u64)) -> Result<Condition, SnapshotError>;
+
+    /// Compares what [`Snapshotter::compose`] has made with the layers.
+    ///
+    /// # Errors
+    /// When a layer is missing or unreadable, or what was to be mended cannot be written.
+    fn check_image(&self, image: &ImageLayers, mend: Mend) -> Result<Condition, SnapshotError>;
+
     /// Removes a layer that nothing pins. A layer that is not there is not an error.
     ///
     /// # Errors
@@ -168,11 +201,11 @@ pub enum SnapshotError {
     #[error("layer {0} is not in the store")]
     MissingLayer(Digest),
     /// The store's file system is full.
-    #[error("no space left for the layer in {path}: {needed_bytes} bytes needed, {free_bytes} free")]
+    #[error("no space left for the layer in {path}: {}{} free", at_least(*needed_bytes), Bytes(*free_bytes))]
     DiskFull {
         /// The store's folder.
         path: PathBuf,
-        /// What the write needed, as far as it is known.
+        /// What the write needed, as far as it is known; 0 where it is not.
         needed_bytes: u64,
         /// What was free.
         free_bytes: u64,
@@ -185,6 +218,19 @@ pub enum SnapshotError {
     Unreadable {
         /// Why.
         source: Box<StoreError>,
+    },
+    /// The store has layers of the other driver, and pods may run on them.
+    #[error(
+        "store {root} has {layers} layers of the driver {found}, and pods may run on them: delete the pods of this node \
+         first, or start with --snapshotter {found}"
+    )]
+    OtherDriver {
+        /// The store's root.
+        root: PathBuf,
+        /// How many.
+        layers: usize,
+        /// Which driver wrote them.
+        found: Driver,
     },
     /// A derived index is damaged and could not be made anew.
     #[error("index {path} is damaged")]
@@ -204,6 +250,11 @@ pub enum SnapshotError {
         /// Why.
         source: std::io::Error,
     },
+}
+
+/// How much a write needs that did not get to its end.
+fn at_least(needed_bytes: u64) -> String {
+    if needed_bytes == 0 { String::new() } else { format!("at least {} needed, ", Bytes(needed_bytes)) }
 }
 
 impl SnapshotError {

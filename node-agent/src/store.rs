@@ -11,18 +11,26 @@ pub mod index;
 pub mod layout;
 pub mod pins;
 mod recovery;
+pub mod shortage;
+pub mod sources;
+pub(crate) mod steps;
 
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::{FlockOperation, flock};
+use tokio::sync::Notify;
 
+use self::eviction::Disk;
+use self::index::sled::Found;
 use self::index::{ImageRecord, Index, IndexError, LayerRecord, MemoryIndex, SledIndex};
 use self::layout::{Layout, VERSION};
 use self::pins::Pins;
 pub use self::recovery::Recovered;
+use self::shortage::Shortage;
 use crate::digest::Digest;
 
 /// A store that this process uses.
@@ -32,6 +40,7 @@ pub struct Store {
     index: Arc<dyn Index>,
     pins: Pins,
     recovered: Recovered,
+    grown: Notify,
     /// Locked as long as it is open.
     _lock: File,
 }
@@ -40,18 +49,20 @@ pub struct Store {
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// Another process uses it.
-    #[error("store {path} is used by another process")]
+    #[error("store {path} is used by another process: end it, or give this one another --root")]
     InUse {
         /// The store's root.
         path: PathBuf,
     },
     /// It was written by a version of this program that keeps it differently.
-    #[error("store {path} has version {found}, this program knows {VERSION}")]
+    #[error("store {path} has layout {found:?}, this program knows {VERSION}: {remedy}")]
     Version {
         /// The store's root.
         path: PathBuf,
         /// What its `version` says.
         found: String,
+        /// What to do about it.
+        remedy: &'static str,
     },
     /// The operating system refused.
     #[error("{action} {path}")]
@@ -81,20 +92,20 @@ impl Store {
     pub fn open(root: &Path) -> Result<Self, StoreError> {
         let layout = Layout::new(root);
         for directory in layout.directories() {
-            fs::create_dir_all(&directory).map_err(StoreError::io("create", &directory))?;
+            durable::create_directories(&directory).map_err(StoreError::io("create", &directory))?;
         }
         let lock = lock(&layout)?;
         check_version(&layout)?;
-        let (index, rebuilt): (Arc<dyn Index>, bool) = match SledIndex::open(&layout.index()) {
-            Ok((index, found)) => (Arc::new(index), found == index::sled::Found::Damaged),
-            Err(error) => {
-                tracing::warn!(%error, path = %layout.index().display(), "store index stays in memory");
-                (Arc::new(MemoryIndex::default()), true)
-            }
-        };
+        let (index, found) = open_index(&layout);
         let mut recovered = recovery::clean(&layout)?;
-        recovered.index_rebuilds = u64::from(rebuilt);
         recovery::reconcile(&layout, &*index, &mut recovered)?;
+        let rebuilt = match found {
+            Found::Whole => false,
+            Found::Damaged => true,
+            // There is none before the first layer; later it has been lost.
+            Found::New => recovered.layers > 0,
+        };
+        recovered.index_rebuilds = u64::from(rebuilt);
         tracing::info!(
             path = %layout.root().display(),
             layers = recovered.layers,
@@ -103,7 +114,7 @@ impl Store {
             index_rebuilds = recovered.index_rebuilds,
             "opened the store"
         );
-        Ok(Self { layout, index, pins: Pins::default(), recovered, _lock: lock })
+        Ok(Self { layout, index, pins: Pins::default(), recovered, grown: Notify::new(), _lock: lock })
     }
 
     /// Where things lie.
@@ -134,6 +145,11 @@ impl Store {
         or_from_files(self.index.layers(), || recovery::layers_on_disk(&self.layout))
     }
 
+    /// A layer, as its files say; none when it is not there or not whole.
+    pub fn layer_on_disk(&self, diff_id: &Digest) -> Option<LayerRecord> {
+        recovery::layer_at(self.layout.layer(diff_id).directory()).ok().flatten()
+    }
+
     /// All composed images; from the files where the index does not answer.
     ///
     /// # Errors
@@ -146,17 +162,57 @@ impl Store {
     pub fn record_layer(&self, diff_id: &Digest, size_bytes: u64, disk_bytes: u64, used_at: u64) {
         let layer = LayerRecord { diff_id: *diff_id, size_bytes, disk_bytes, last_use: used_at };
         note(self.index.put_layer(&layer));
+        self.grown.notify_one();
+    }
+
+    /// Layers are used at this time (seconds since 1970). Their files say so too, in case that the index is lost.
+    pub fn touch(&self, diff_ids: &[Digest], at: u64) {
+        note(self.index.touch(diff_ids, at));
+        let time = SystemTime::UNIX_EPOCH + Duration::from_secs(at);
+        for diff_id in diff_ids {
+            let path = self.layout.layer(diff_id).meta();
+            let touched = File::open(&path).and_then(|file| file.set_modified(time));
+            if let Err(error) = touched {
+                tracing::debug!(path = %path.display(), %error, "layer keeps its old time of use on disk");
+            }
+        }
+    }
+
+    /// Returns when a layer has come since the last call.
+    pub async fn grown(&self) {
+        self.grown.notified().await;
     }
 
     /// Puts a composed image on record, its layers used at this time (seconds since 1970).
     pub fn record_image(&self, manifest: &Digest, diff_ids: &[Digest], used_at: u64) {
         note(self.index.put_image(&ImageRecord { manifest: *manifest, diff_ids: diff_ids.to_vec() }));
-        note(self.index.touch(diff_ids, used_at));
+        self.touch(diff_ids, used_at);
     }
 
     /// Bytes that could still be written.
     pub fn free_bytes(&self) -> u64 {
         durable::free_bytes(self.layout.root())
+    }
+
+    /// The file system that the store lies on.
+    ///
+    /// # Errors
+    /// When it cannot be asked.
+    pub fn disk(&self) -> Result<Disk, StoreError> {
+        let root = self.layout.root();
+        let found = rustix::fs::statvfs(root).map_err(|error| StoreError::io("stat", root)(error.into()))?;
+        Ok(Disk {
+            size_bytes: found.f_blocks.saturating_mul(found.f_frsize),
+            free_bytes: found.f_bavail.saturating_mul(found.f_frsize),
+        })
+    }
+
+    /// Whose the disk is, for whoever it was too small for.
+    ///
+    /// # Errors
+    /// When it cannot be asked, or the layers cannot be listed.
+    pub fn shortage(&self) -> Result<Shortage, StoreError> {
+        Ok(Shortage::of(self.disk()?, &self.layers()?, &self.pins.holders()))
     }
 
     /// What was put on record is durable when this returns. Blocks.
@@ -196,12 +252,30 @@ fn lock(layout: &Layout) -> Result<File, StoreError> {
     }
 }
 
+/// Opens the index; where not even a new one can be begun, it is one in memory.
+fn open_index(layout: &Layout) -> (Arc<dyn Index>, Found) {
+    match SledIndex::open(&layout.index()) {
+        Ok((index, found)) => (Arc::new(index), found),
+        Err(error) => {
+            tracing::warn!(%error, path = %layout.index().display(), "store index stays in memory");
+            (Arc::new(MemoryIndex::default()), Found::Damaged)
+        }
+    }
+}
+
 fn check_version(layout: &Layout) -> Result<(), StoreError> {
     let path = layout.version();
     match fs::read_to_string(&path) {
         Ok(found) if found.trim() == VERSION.to_string() => Ok(()),
         Ok(found) => {
-            Err(StoreError::Version { path: layout.root().to_owned(), found: found.trim().chars().take(40).collect() })
+            let found: String = found.trim().chars().take(40).collect();
+            let remedy = match found.parse::<u32>() {
+                Ok(newer) if newer > VERSION => "run the newer program that wrote it, or give another --root",
+                // There has been no older one yet: whoever makes one brings its content over here.
+                Ok(_) => "run the program that wrote it, or remove the folder and let the images be pulled again",
+                Err(_) => "this is no store of Larder; give another --root",
+            };
+            Err(StoreError::Version { path: layout.root().to_owned(), found, remedy })
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             durable::write_file(&path, &layout.unfinished("version"), |file| {

@@ -4,6 +4,7 @@
 #[cfg(test)]
 mod whole_agent {
     mod bench;
+    mod larderctl;
     mod pods;
     mod registry;
     mod survival;

@@ -168,7 +168,10 @@ pub(crate) async fn disk_full(cluster: &mut Cluster) -> Result<()> {
     let backs_off = |pod: &Pod| at(pod, "/status/containerStatuses/0/state/waiting/reason") == "ImagePullBackOff";
     scene.wait_pod("puller", "backing off", backs_off).await?;
     let described = scene.describe("puller").await?;
-    ensure!(described.contains("no space left") && described.contains("free"), "{described}");
+    ensure!(
+        described.contains("no space left") && described.contains("unused layers, which can be removed"),
+        "{described}"
+    );
     let after = scene.wait_ready("lives").await?;
     ensure!(identity(&after) == identity(&lives) && phase(&after) == "Running", "{after:?}");
     std::fs::remove_file(filler)?;

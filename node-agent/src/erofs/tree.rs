@@ -319,7 +319,6 @@ impl Tree {
     }
 
     /// Every path below the root with its inode: a directory before its entries.
-    #[cfg(test)]
     pub(crate) fn walk(&self) -> Vec<(Vec<u8>, InodeId)> {
         let mut found = Vec::new();
         let seen = self.visit(Order::DirectoriesFirst, |path, id| {

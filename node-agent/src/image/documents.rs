@@ -2,7 +2,16 @@
 //!
 //! What is read is verified again. Everything here blocks.
 
-use std::{fs, io, io::Write as _, sync::Arc};
+use std::{
+    collections::HashSet,
+    fs, io,
+    io::{Read as _, Write as _},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::SystemTime,
+};
+
+use serde::Deserialize;
 
 use crate::{
     digest::Digest,
@@ -14,10 +23,20 @@ use crate::{
 pub(super) struct Documents(pub(super) Arc<Store>);
 
 impl Documents {
-    /// The document, when it is here and whole.
+    /// The document, when it is here and whole. Its file is as young as its last use, so that no sweep takes it from
+    /// somebody who has just found it.
     pub(super) fn get(&self, digest: &Digest) -> Option<Vec<u8>> {
-        let content = fs::read(self.0.layout().manifest(digest)).ok()?;
-        (Digest::of(&content) == *digest).then_some(content)
+        let mut file = fs::File::open(self.0.layout().manifest(digest)).ok()?;
+        let mut content = Vec::new();
+        file.read_to_end(&mut content).ok()?;
+        if Digest::of(&content) != *digest {
+            return None;
+        }
+        #[expect(clippy::disallowed_methods, reason = "compared with the times of files")]
+        let now = SystemTime::now();
+        // A read-only disk loses nothing by it.
+        let _ = file.set_modified(now);
+        Some(content)
     }
 
     /// Keeps a document, durably. One that is here already is not written again.
@@ -35,9 +54,122 @@ impl Documents {
     }
 }
 
+/// What a document says of others; the rest of it does not matter here.
+#[derive(Debug, Default, Deserialize)]
+struct Mentions {
+    config: Option<Mention>,
+    #[serde(default)]
+    manifests: Vec<Mention>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Mention {
+    digest: String,
+}
+
+impl Documents {
+    /// Removes the documents and sources that no image of `keep` needs, unless they are younger than `before`; says how
+    /// many. An index stays as long as one of its manifests does.
+    pub(super) fn sweep(&self, keep: &HashSet<Digest>, before: SystemTime) -> Result<usize, StoreError> {
+        let layout = self.0.layout();
+        let mut needed: HashSet<String> = keep.iter().map(Digest::hex).collect();
+        for manifest in keep {
+            let config = self.mentions(&layout.manifest(manifest)).config;
+            needed.extend(config.and_then(|config| hex_of(&config)));
+        }
+        let mut removed = 0;
+        for path in entries(&layout.manifests())? {
+            let is_needed = needed.contains(stem(&path));
+            if is_needed || !is_older(&path, before) {
+                continue;
+            }
+            let leads_to_one = self
+                .mentions(&path)
+                .manifests
+                .iter()
+                .any(|other| hex_of(other).is_some_and(|hex| keep.iter().any(|manifest| manifest.hex() == hex)));
+            if !leads_to_one {
+                removed += remove(&path)?;
+            }
+        }
+        for path in entries(&layout.sources())? {
+            if !needed.contains(stem(&path)) && is_older(&path, before) {
+                removed += remove(&path)?;
+            }
+        }
+        Ok(removed)
+    }
+
+    fn mentions(&self, path: &Path) -> Mentions {
+        let content = fs::read(path).unwrap_or_default();
+        serde_json::from_slice(&content).unwrap_or_default()
+    }
+
+    /// All documents, as their names say.
+    pub(super) fn all(&self) -> Result<Vec<Digest>, StoreError> {
+        let names = entries(&self.0.layout().manifests())?;
+        Ok(names.iter().filter_map(|path| format!("sha256:{}", stem(path)).parse().ok()).collect())
+    }
+}
+
+fn hex_of(mention: &Mention) -> Option<String> {
+    mention.digest.parse::<Digest>().ok().map(|digest| digest.hex())
+}
+
+fn stem(path: &Path) -> &str {
+    path.file_stem().and_then(|name| name.to_str()).unwrap_or_default()
+}
+
+fn is_older(path: &Path, than: SystemTime) -> bool {
+    fs::metadata(path).and_then(|found| found.modified()).is_ok_and(|time| time < than)
+}
+
+fn remove(path: &Path) -> Result<usize, StoreError> {
+    let io = |source| StoreError::Io { action: "remove", path: path.to_owned(), source };
+    durable::remove(path).map_err(io)?;
+    Ok(1)
+}
+
+fn entries(directory: &Path) -> Result<Vec<PathBuf>, StoreError> {
+    let io = |source| StoreError::Io { action: "read", path: directory.to_owned(), source };
+    let entries = fs::read_dir(directory).map_err(io)?;
+    entries.map(|entry| entry.map(|entry| entry.path()).map_err(io)).collect()
+}
+
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::store::sources::{self, Source};
+
+    #[test]
+    fn a_sweep_keeps_what_images_need_and_what_is_young() {
+        let dir = tempfile::tempdir().unwrap();
+        let documents = Documents(Arc::new(Store::open(dir.path()).unwrap()));
+        let put = |content: &str| {
+            let digest = Digest::of(content.as_bytes());
+            documents.put(&digest, content.as_bytes()).unwrap();
+            digest
+        };
+        let config = put("{}");
+        let manifest = put(&format!(r#"{{"config": {{"digest": "{config}"}}, "layers": []}}"#));
+        let index = put(&format!(r#"{{"manifests": [{{"digest": "{manifest}"}}, {{"digest": "nonsense"}}]}}"#));
+        let other_config = put("[]");
+        let other = put(&format!(r#"{{"config": {{"digest": "{other_config}"}}}}"#));
+        let source = Source { reference: "r".to_owned(), plain_http: false, insecure: false };
+        for image in [&manifest, &other] {
+            sources::note(documents.0.layout(), image, &source).unwrap();
+        }
+        let keep = HashSet::from([manifest]);
+        assert_eq!(documents.sweep(&keep, SystemTime::UNIX_EPOCH).unwrap(), 0, "all are younger than that");
+        let later = fs::metadata(documents.0.layout().manifest(&other)).unwrap().modified().unwrap();
+        assert_eq!(documents.sweep(&keep, later + Duration::from_secs(60)).unwrap(), 3);
+        assert_eq!([config, manifest, index].map(|one| documents.get(&one).is_some()), [true; 3]);
+        assert_eq!([other, other_config].map(|one| documents.get(&one).is_some()), [false; 2]);
+        let sources = [manifest, other].map(|image| sources::of(documents.0.layout(), &image).len());
+        assert_eq!(sources, [1, 0]);
+    }
 
     #[test]
     fn gives_back_only_what_is_whole() {

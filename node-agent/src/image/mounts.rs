@@ -18,7 +18,10 @@ use super::{ImageLease, Lease, pull};
 use crate::{
     digest::Digest,
     snapshot::{ImageLayers, MountedImage, SnapshotError, Snapshotter},
-    store::{self, Store},
+    store::{
+        Store,
+        pins::{self, Holder},
+    },
 };
 
 /// All images in use.
@@ -28,7 +31,7 @@ pub(super) struct Mounts {
     snapshotter: Arc<dyn Snapshotter>,
     slots: Mutex<HashMap<Digest, Arc<Slot>>>,
     /// Pins whose use has ended. To give one back may block while layers are being removed.
-    ended: Mutex<Vec<store::pins::Pin>>,
+    ended: Mutex<Vec<pins::Pin>>,
     unused: Notify,
     /// Held for reading while something is being mounted.
     gate: tokio::sync::RwLock<()>,
@@ -56,7 +59,7 @@ impl Slot {
 struct Use {
     mounts: Weak<Mounts>,
     slot: Arc<Slot>,
-    pin: Option<store::pins::Pin>,
+    pin: Option<pins::Pin>,
 }
 
 impl Lease for Use {}
@@ -113,9 +116,9 @@ impl Mounts {
     }
 
     /// Pins an image. What of it is found afterwards stays.
-    pub(super) async fn pin(self: &Arc<Self>, layers: &ImageLayers) -> Result<Pin, SnapshotError> {
+    pub(super) async fn pin(self: &Arc<Self>, holder: Holder, layers: &ImageLayers) -> Result<Pin, SnapshotError> {
         let (store, diff_ids) = (Arc::clone(&self.store), layers.diff_ids.clone());
-        let pinned = self.tasks.spawn_blocking(move || store.pins().pin(&diff_ids)).await;
+        let pinned = self.tasks.spawn_blocking(move || store.pins().pin(holder, &diff_ids)).await;
         let pin = pinned.map_err(|err| interrupted("pin", layers, err))?;
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         let slot = slots.entry(layers.manifest).or_insert_with(|| {
@@ -124,6 +127,12 @@ impl Mounts {
         });
         slot.users.fetch_add(1, Ordering::SeqCst);
         Ok(Pin(Arc::new(Use { mounts: Arc::downgrade(self), slot: Arc::clone(slot), pin: Some(pin) })))
+    }
+
+    /// The images in use.
+    pub(super) fn manifests(&self) -> Vec<Digest> {
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.iter().filter(|(_, slot)| !slot.is_unused()).map(|(manifest, _)| *manifest).collect()
     }
 
     /// Mounts a pinned image whose layers are all here, or finds it mounted.
@@ -191,7 +200,7 @@ impl Mounts {
             let (store, snapshotter) = (Arc::clone(&self.store), Arc::clone(&self.snapshotter));
             let done = self.tasks.spawn_blocking(move || {
                 // Unused from this moment on: what eviction goes by.
-                store::note(store.index().touch(&layers.diff_ids, pull::unix_seconds()));
+                store.touch(&layers.diff_ids, pull::unix_seconds());
                 snapshotter.unmount(&layers.manifest)
             });
             match done.await {

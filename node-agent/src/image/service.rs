@@ -28,7 +28,12 @@ use crate::{
     meters::Meters,
     registry::{Reference, Registries, RegistryAccess, RegistryError},
     snapshot::{SnapshotError, Snapshotter},
-    store::{Store, StoreError},
+    store::{
+        Store, StoreError,
+        pins::Holder,
+        shortage::Shortage,
+        sources::{self, Source},
+    },
 };
 
 /// How images are pulled.
@@ -47,10 +52,14 @@ pub struct ImageConfig {
 /// The images and image caches of this host. Its tasks end with [`ImageService::shutdown`].
 #[derive(Debug)]
 pub struct ImageService {
-    engine: Arc<Engine>,
+    pub(super) engine: Arc<Engine>,
+    pub(super) store: Arc<Store>,
+    pub(super) snapshotter: Arc<dyn Snapshotter>,
     caches: Keeper,
-    tasks: TaskTracker,
-    stop: CancellationToken,
+    pub(super) tasks: TaskTracker,
+    pub(super) stop: CancellationToken,
+    /// Held while the store is verified: once at a time.
+    pub(super) verifying: tokio::sync::Mutex<()>,
 }
 
 /// What pods and caches pull with.
@@ -61,6 +70,9 @@ pub(super) struct Engine {
     pub(super) fetcher: Fetcher,
     pub(super) mounts: Arc<Mounts>,
     pub(super) pulls: Pulls,
+    /// Where images came from is noted here.
+    pub(super) store: Arc<Store>,
+    pub(super) tasks: TaskTracker,
 }
 
 /// Why an image could not be had, before it is put into words for a pod.
@@ -74,6 +86,18 @@ pub(super) enum EngineError {
     Pull(Arc<PullError>),
     #[error(transparent)]
     Mount(#[from] SnapshotError),
+    #[error("{cause}; {shortage}")]
+    Full { cause: String, shortage: Shortage },
+}
+
+impl EngineError {
+    fn is_of_a_full_disk(&self) -> bool {
+        match self {
+            Self::Pull(err) => matches!(**err, PullError::Snapshot(SnapshotError::DiskFull { .. })),
+            Self::Mount(err) => matches!(err, SnapshotError::DiskFull { .. }),
+            Self::Registry(_) | Self::Resolve(_) | Self::Full { .. } => false,
+        }
+    }
 }
 
 /// An image whose layers are all here.
@@ -98,11 +122,46 @@ impl Engine {
         let repository = self.registries.open(reference, access).await?;
         let image = self.resolver.at_registry(reference, &repository).await?;
         // Pinned before looking what is here, so that nothing of it is evicted in between.
-        let pin = self.mounts.pin(&image.image_layers()).await?;
+        let pin = self.mounts.pin(Holder::Pod, &image.image_layers()).await?;
         let plan = self.fetcher.plan(&image.layers).await;
         let planned = Instant::now();
-        let fetched = self.fetcher.fetch(reference, &repository, &plan, report).await.map_err(EngineError::Pull)?;
+        let fetch = self.fetcher.fetch(reference, &repository, &plan, report);
+        // Beside the transfer: it waits for the disk.
+        let (fetched, ()) = tokio::join!(fetch, self.note_source(reference, access, image.manifest));
+        let fetched = match fetched {
+            Ok(fetched) => fetched,
+            // While it is pinned: what of it is here already counts as in use.
+            Err(err) => return Err(self.with_shortage(EngineError::Pull(err)).await),
+        };
         Ok(Pulled { image, pin, planned, begun: fetched.begun })
+    }
+
+    /// Notes where an image comes from, for the day on which a layer of it has to be fetched again. The image is no worse
+    /// for it where that fails.
+    pub(super) async fn note_source(&self, reference: &Reference, access: &RegistryAccess, manifest: Digest) {
+        let registry = reference.registry().to_owned();
+        let source = Source {
+            reference: reference.to_string(),
+            plain_http: access.plain_http.contains(&registry),
+            insecure: access.insecure.contains(&registry),
+        };
+        let store = Arc::clone(&self.store);
+        let noted = self.tasks.spawn_blocking(move || sources::note(store.layout(), &manifest, &source));
+        if let Ok(Err(err)) = noted.await {
+            tracing::warn!(%manifest, error = %Chain(&err), "note where an image comes from");
+        }
+    }
+
+    /// Adds to an error of a full disk what of the disk is whose.
+    pub(super) async fn with_shortage(&self, err: EngineError) -> EngineError {
+        if !err.is_of_a_full_disk() {
+            return err;
+        }
+        let store = Arc::clone(&self.store);
+        match self.tasks.spawn_blocking(move || store.shortage()).await {
+            Ok(Ok(shortage)) => EngineError::Full { cause: Chain(&err).to_string(), shortage },
+            Ok(Err(_)) | Err(_) => err,
+        }
     }
 
     /// Mounts an image whose layers are here.
@@ -112,8 +171,11 @@ impl Engine {
         image: &ResolvedImage,
         pin: Pin,
         size_bytes: u64,
-    ) -> Result<PresentImage, SnapshotError> {
-        let mounted = self.mounts.mount(&pin).await?;
+    ) -> Result<PresentImage, EngineError> {
+        let mounted = match self.mounts.mount(&pin).await {
+            Ok(mounted) => mounted,
+            Err(err) => return Err(self.with_shortage(err.into()).await),
+        };
         Ok(PresentImage {
             reference: reference.to_string(),
             image_id: format!("{}@{}", reference.name(), image.top),
@@ -152,11 +214,14 @@ impl ImageService {
             registries,
             resolver: Resolver::new(documents, config.platform, puller.clone(), tasks.clone()),
             fetcher: Fetcher::new(puller, config.max_parallel_layers, tasks.clone()),
-            mounts: Mounts::new(Arc::clone(&store), snapshotter, tasks.clone(), stop.clone()),
             pulls,
+            mounts: Mounts::new(Arc::clone(&store), Arc::clone(&snapshotter), tasks.clone(), stop.clone()),
+            store: Arc::clone(&store),
+            tasks: tasks.clone(),
         });
-        let caches = Keeper::open(Arc::clone(&engine), store, &tasks, stop.clone()).await?;
-        Ok(Arc::new(Self { engine, caches, tasks, stop }))
+        let caches = Keeper::open(Arc::clone(&engine), Arc::clone(&store), &tasks, stop.clone()).await?;
+        let verifying = tokio::sync::Mutex::default();
+        Ok(Arc::new(Self { engine, store, snapshotter, caches, tasks, stop, verifying }))
     }
 
     /// Starts to build a cache, or to rebuild it when its images differ. Returns when the build is on record; how it goes
@@ -240,9 +305,9 @@ impl Images for ImageService {
         })?;
         let found = async {
             let image = self.engine.resolver.in_store(*manifest).await?;
-            let pin = self.engine.mounts.pin(&image.image_layers()).await?;
+            let pin = self.engine.mounts.pin(Holder::Pod, &image.image_layers()).await?;
             let size_bytes = self.engine.fetcher.unpacked_bytes(&image.layers).await;
-            Ok::<_, EngineError>(self.engine.present(&parsed, &image, pin, size_bytes).await?)
+            self.engine.present(&parsed, &image, pin, size_bytes).await
         };
         found
             .await
@@ -260,7 +325,7 @@ impl ImageService {
     ) -> Result<PresentImage, EngineError> {
         tell(progress, ImageProgress::AlreadyPresent).await;
         let size_bytes = held.cached.size_bytes;
-        Ok(self.engine.present(reference, &held.image, held.pin.clone(), size_bytes).await?)
+        self.engine.present(reference, &held.image, held.pin.clone(), size_bytes).await
     }
 
     async fn ensure_from_registry(

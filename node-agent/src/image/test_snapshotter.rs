@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     digest::Digest,
-    snapshot::{Driver, ImageLayers, Layer, LayerWriter, MountedImage, SnapshotError, Snapshotter},
+    snapshot::{Condition, Driver, ImageLayers, Layer, LayerWriter, Mend, MountedImage, SnapshotError, Snapshotter},
 };
 
 #[derive(Debug, Default)]
@@ -109,6 +109,25 @@ impl Snapshotter for TestSnapshotter {
         state.mounted.remove(manifest);
         state.composed.remove(manifest);
         Ok(())
+    }
+
+    fn check_layer(&self, diff_id: &Digest, _: Mend, read: &mut dyn FnMut(u64)) -> Result<Condition, SnapshotError> {
+        let state = self.state.lock().unwrap();
+        let content = state.layers.get(diff_id).ok_or(SnapshotError::MissingLayer(*diff_id))?;
+        read(content.len() as u64);
+        let is_sound = Digest::of(content) == *diff_id;
+        Ok(if is_sound { Condition::Sound } else { Condition::Damaged("its tar has another digest".to_owned()) })
+    }
+
+    fn check_image(&self, image: &ImageLayers, mend: Mend) -> Result<Condition, SnapshotError> {
+        let is_composed = self.state.lock().unwrap().composed.contains(&image.manifest);
+        if is_composed {
+            return Ok(Condition::Sound);
+        }
+        if mend == Mend::Yes {
+            self.compose(image)?;
+        }
+        Ok(Condition::Derived { why: "it is not composed".to_owned(), mended: mend == Mend::Yes })
     }
 
     fn hide_layer(&self, diff_id: &Digest) -> Result<Option<std::path::PathBuf>, SnapshotError> {

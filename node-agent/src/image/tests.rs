@@ -18,7 +18,8 @@ use crate::{
     store::Store,
 };
 
-const PLATFORM: pull_plan::Platform = pull_plan::Platform { os: "linux", architecture: "amd64", variants: &["", "v1"] };
+pub(super) const PLATFORM: pull_plan::Platform =
+    pull_plan::Platform { os: "linux", architecture: "amd64", variants: &["", "v1"] };
 
 /// A service, its store and its folder.
 pub(super) struct Bench {
@@ -83,7 +84,7 @@ impl Bench {
 
     /// How many layers are pinned.
     pub(super) fn pinned(&self) -> usize {
-        self.store.pins().while_unchanged(std::collections::HashSet::len)
+        self.store.pins().pinned().len()
     }
 
     /// Waits until something holds.
@@ -335,7 +336,10 @@ async fn says_what_went_wrong_leaves_nothing_and_recovers() {
     }
     bench.snapshotter.set_full(true);
     let text = bench.pull(&reference).await.unwrap_err().to_string();
-    assert!(text.contains("no space left for the layer in /store: 2 bytes needed, 1 free"), "{text}");
+    assert!(
+        text.contains("no space left for the layer in /store: at least 2 B needed, 1 B free; without it "),
+        "{text}"
+    );
     bench.snapshotter.set_full(false);
     bench.pull(&reference).await.unwrap();
 }

@@ -19,6 +19,7 @@ use fixture::{Bench, Item, Layers};
 use super::{Driver, SnapshotError, make_room};
 use crate::store::Store;
 use crate::store::index::ImageRecord;
+use crate::store::pins::Holder;
 
 /// Both drivers take the same layers and show the same files as both references.
 fn agree(layers: &Layers) {
@@ -326,7 +327,7 @@ fn room_is_made_from_what_nobody_uses() {
             .index()
             .put_image(&ImageRecord { manifest: image.manifest, diff_ids: image.diff_ids.clone() })
             .expect("put");
-        let pin = store.pins().pin(&image.diff_ids[..1]);
+        let pin = store.pins().pin(Holder::Pod, &image.diff_ids[..1]);
         let freed = make_room(&store, &*snapshotter, 1).expect("room");
         assert!(freed > 0);
         let here = |index: usize| snapshotter.layer(&image.diff_ids[index]).is_some();

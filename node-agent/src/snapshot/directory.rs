@@ -11,14 +11,14 @@ mod patch_files;
 mod planting;
 mod unpack;
 
-use std::fs;
 use std::path::PathBuf;
 
 use self::unpack::Unpacker;
 use super::erofs_driver::{Unfinished, layer_of};
 use super::layer_stream::LayerStream;
 use super::{
-    Driver, ImageLayers, Layer, LayerWriter, Limits, MountedImage, SnapshotError, Snapshotter, layer_index, merge,
+    Condition, Driver, ImageLayers, Layer, LayerWriter, Limits, Mend, MountedImage, SnapshotError, Snapshotter, check,
+    layer_index, merge,
 };
 use crate::digest::Digest;
 use crate::erofs::tree::Tree;
@@ -51,7 +51,8 @@ impl DirectorySnapshotter {
         })?;
         let merged = merge::merge(&trees)?;
         let stacked = merge::merge(&patch::as_stacked(&trees, &image.diff_ids))?;
-        fs::create_dir(directory).map_err(|error| SnapshotError::io("create", directory, 0, error))?;
+        durable::create_unfinished_directory(directory)
+            .map_err(|error| SnapshotError::io("create", directory, 0, error))?;
         if let Some(patch) = patch::between(&stacked, &merged, &patch::with_whiteouts(&trees)) {
             let files: Vec<PathBuf> = image.diff_ids.iter().map(|diff_id| self.layout.layer(diff_id).files()).collect();
             patch_files::write(&directory.join(PATCH), &patch, &trees, &files)?;
@@ -70,7 +71,8 @@ impl Snapshotter for DirectorySnapshotter {
 
     fn begin_layer(&self, _size_hint: Option<u64>) -> Result<Box<dyn LayerWriter>, SnapshotError> {
         let paths = LayerPaths::at(self.layout.unfinished("layer"));
-        fs::create_dir(paths.directory()).map_err(|error| SnapshotError::io("create", paths.directory(), 0, error))?;
+        durable::create_unfinished_directory(paths.directory())
+            .map_err(|error| SnapshotError::io("create", paths.directory(), 0, error))?;
         let unfinished = Unfinished(paths.directory().to_owned());
         let unpack = Unpacker::create(&paths.files())?;
         let stream = LayerStream::new(self.limits, unpack);
@@ -130,6 +132,32 @@ impl Snapshotter for DirectorySnapshotter {
             durable::remove(&path).map_err(|error| SnapshotError::io("remove", &path, 0, error))?;
         }
         Ok(())
+    }
+
+    fn check_layer(&self, diff_id: &Digest, _: Mend, read: &mut dyn FnMut(u64)) -> Result<Condition, SnapshotError> {
+        let paths = self.layout.layer(diff_id);
+        let tree = match layer_index::read(&self.layout, diff_id) {
+            Ok(tree) => tree,
+            // Nothing is left that it could be made from.
+            Err(error @ (SnapshotError::CorruptIndex { .. } | SnapshotError::MissingLayer(_))) => {
+                return Ok(Condition::Damaged(format!("index of the layer: {}", crate::chain::Chain(&error))));
+            }
+            Err(error) => return Err(error),
+        };
+        let fault = check::files_fault(&paths.files(), &tree)?;
+        read(self.layer(diff_id).map_or(0, |layer| layer.size_bytes));
+        Ok(fault.map_or(Condition::Unhashed, Condition::Damaged))
+    }
+
+    fn check_image(&self, image: &ImageLayers, mend: Mend) -> Result<Condition, SnapshotError> {
+        let place = self.layout.image_directories(&image.manifest);
+        if place.is_dir() {
+            return Ok(Condition::Unhashed);
+        }
+        if mend == Mend::Yes {
+            self.compose(image)?;
+        }
+        Ok(Condition::Derived { why: "the image's directory is gone".to_owned(), mended: mend == Mend::Yes })
     }
 
     fn hide_layer(&self, diff_id: &Digest) -> Result<Option<PathBuf>, SnapshotError> {

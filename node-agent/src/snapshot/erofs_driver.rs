@@ -8,13 +8,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use super::layer_stream::{KeepTar, LayerStream};
+use super::layer_stream::{KeepTar, LayerStream, ReadLayer};
 use super::tar_file::TarFile;
 use super::{
-    Driver, ImageLayers, Layer, LayerWriter, Limits, MountedImage, SnapshotError, Snapshotter, layer_index, merge,
+    Condition, Driver, ImageLayers, Layer, LayerWriter, Limits, Mend, MountedImage, SnapshotError, Snapshotter, check,
+    layer_index, merge,
 };
 use crate::digest::Digest;
 use crate::erofs::Device;
+use crate::erofs::tree::Tree;
 use crate::host::mount;
 use crate::store::durable;
 use crate::store::layout::{LayerMeta, LayerPaths, Layout};
@@ -42,49 +44,54 @@ impl ErofsSnapshotter {
     }
 
     /// A layer's tree; the index is derived from the tar, and made anew where it is damaged.
-    fn tree(&self, diff_id: &Digest) -> Result<crate::erofs::tree::Tree, SnapshotError> {
+    fn tree(&self, diff_id: &Digest) -> Result<Tree, SnapshotError> {
+        let paths = self.layout.layer(diff_id);
         match layer_index::read(&self.layout, diff_id) {
             Err(SnapshotError::CorruptIndex { path, source }) => {
                 tracing::warn!(path = %path.display(), error = %source, "layer index is damaged, making it anew");
+                self.rebuild_index(diff_id)
+            }
+            Err(SnapshotError::MissingLayer(_)) if paths.tar().exists() => {
+                tracing::warn!(path = %paths.index().display(), "layer index is gone, making it anew");
                 self.rebuild_index(diff_id)
             }
             other => other,
         }
     }
 
-    fn rebuild_index(&self, diff_id: &Digest) -> Result<crate::erofs::tree::Tree, SnapshotError> {
-        let paths = self.layout.layer(diff_id);
-        let tar = paths.tar();
-        let io = |error| SnapshotError::io("read", &tar, 0, error);
-        let mut file = fs::File::open(&tar).map_err(io)?;
-        let mut stream = LayerStream::new(self.limits, KeepTar);
-        let mut buffer = vec![0; 1 << 20];
-        loop {
-            match std::io::Read::read(&mut file, &mut buffer).map_err(io)? {
-                0 => break,
-                length => stream.feed(&buffer[..length])?,
-            }
-        }
-        let read = stream.finish()?;
+    fn rebuild_index(&self, diff_id: &Digest) -> Result<Tree, SnapshotError> {
+        let read = check::read_tar(&self.layout, diff_id, self.limits, &mut |_| ())?;
+        let read = read.map_err(SnapshotError::MalformedTar)?;
         if read.diff_id != *diff_id {
             return Err(SnapshotError::DiffIdMismatch { expected: *diff_id, actual: read.diff_id });
         }
-        let unfinished = self.layout.unfinished("index");
-        layer_index::write(&unfinished, &read.tree, &[device(diff_id, read.bytes)])?;
-        durable::rename(&unfinished, &paths.index()).map_err(|error| SnapshotError::io("rename", &tar, 0, error))?;
+        self.write_index(diff_id, &read)?;
         Ok(read.tree)
     }
 
-    fn write_image(&self, image: &ImageLayers) -> Result<(), SnapshotError> {
-        let index = self.layout.image_index(&image.manifest);
+    fn write_index(&self, diff_id: &Digest, read: &ReadLayer<KeepTar>) -> Result<(), SnapshotError> {
+        let (unfinished, index) = (self.layout.unfinished("index"), self.layout.layer(diff_id).index());
+        layer_index::write(&unfinished, &read.tree, &[device(diff_id, read.bytes)])?;
+        durable::rename(&unfinished, &index).map_err(|error| SnapshotError::io("rename", &index, 0, error))
+    }
+
+    /// The tree of an image, and the tars that its files lie in.
+    fn merged(&self, image: &ImageLayers, mend: Mend) -> Result<(Tree, Vec<Device>), SnapshotError> {
         let mut devices = Vec::with_capacity(image.diff_ids.len());
         for diff_id in &image.diff_ids {
             let layer = self.layer(diff_id).ok_or(SnapshotError::MissingLayer(*diff_id))?;
             devices.push(device(diff_id, layer.size_bytes));
         }
-        let trees = layer_index::read_all(image, &self.limits, |diff_id| self.tree(diff_id))?;
-        let tree = merge::merge(&trees)?;
-        drop(trees);
+        let trees = layer_index::read_all(image, &self.limits, |diff_id| match mend {
+            Mend::Yes => self.tree(diff_id),
+            Mend::No => layer_index::read(&self.layout, diff_id),
+        })?;
+        Ok((merge::merge(&trees)?, devices))
+    }
+
+    fn write_image(&self, image: &ImageLayers) -> Result<(), SnapshotError> {
+        let index = self.layout.image_index(&image.manifest);
+        let (tree, devices) = self.merged(image, Mend::Yes)?;
         layer_index::write_image_meta(&self.layout, image)?;
         let unfinished = self.layout.unfinished("image");
         let written = layer_index::write(&unfinished, &tree, &devices).and_then(|_| {
@@ -105,7 +112,8 @@ impl Snapshotter for ErofsSnapshotter {
 
     fn begin_layer(&self, size_hint: Option<u64>) -> Result<Box<dyn LayerWriter>, SnapshotError> {
         let paths = LayerPaths::at(self.layout.unfinished("layer"));
-        fs::create_dir(paths.directory()).map_err(|error| SnapshotError::io("create", paths.directory(), 0, error))?;
+        durable::create_unfinished_directory(paths.directory())
+            .map_err(|error| SnapshotError::io("create", paths.directory(), 0, error))?;
         let needed = size_hint.unwrap_or(0);
         let mut writer = Writer {
             layout: self.layout.clone(),
@@ -187,6 +195,32 @@ impl Snapshotter for ErofsSnapshotter {
             durable::remove(&path).map_err(|error| SnapshotError::io("remove", &path, 0, error))?;
         }
         Ok(())
+    }
+
+    fn check_layer(&self, diff_id: &Digest, mend: Mend, read: &mut dyn FnMut(u64)) -> Result<Condition, SnapshotError> {
+        let found = match check::read_tar(&self.layout, diff_id, self.limits, read)? {
+            Ok(found) if found.diff_id == *diff_id => found,
+            Ok(found) => return Ok(Condition::Damaged(format!("its tar has the digest {}", found.diff_id))),
+            Err(why) => return Ok(Condition::Damaged(why)),
+        };
+        let index = self.layout.layer(diff_id).index();
+        let Some(fault) = check::index_fault(&index, &found.tree, &[device(diff_id, found.bytes)])? else {
+            return Ok(Condition::Sound);
+        };
+        if mend == Mend::Yes {
+            self.write_index(diff_id, &found)?;
+        }
+        Ok(Condition::Derived { why: format!("index of the layer: {fault}"), mended: mend == Mend::Yes })
+    }
+
+    fn check_image(&self, image: &ImageLayers, mend: Mend) -> Result<Condition, SnapshotError> {
+        let (tree, devices) = self.merged(image, mend)?;
+        let index = self.layout.image_index(&image.manifest);
+        let Some(fault) = check::index_fault(&index, &tree, &devices)? else { return Ok(Condition::Sound) };
+        if mend == Mend::Yes {
+            self.write_image(image)?;
+        }
+        Ok(Condition::Derived { why: format!("index of the image: {fault}"), mended: mend == Mend::Yes })
     }
 
     fn hide_layer(&self, diff_id: &Digest) -> Result<Option<PathBuf>, SnapshotError> {

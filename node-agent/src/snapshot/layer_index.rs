@@ -14,7 +14,7 @@ use crate::store::layout::{ImageMeta, LayerMeta, LayerPaths, Layout};
 /// Writes the image of a tree to a new file; returns its length.
 pub(crate) fn write(path: &Path, tree: &Tree, devices: &[Device]) -> Result<u64, SnapshotError> {
     let io = |error| SnapshotError::io("write", path, 0, error);
-    let file = File::create(path).map_err(io)?;
+    let file = durable::create_file(path).map_err(io)?;
     let mut out = BufWriter::with_capacity(256 << 10, file);
     let length = erofs::write_image(tree, devices, &mut out).map_err(|error| match error {
         erofs::WriteError::Write(source) => io(source),
@@ -22,7 +22,8 @@ pub(crate) fn write(path: &Path, tree: &Tree, devices: &[Device]) -> Result<u64,
         | erofs::WriteError::DeviceTooLong { .. }
         | erofs::WriteError::NotExpressible { .. }) => SnapshotError::LimitExceeded(other.to_string()),
     })?;
-    out.into_inner().map_err(|error| io(error.into_error()))?.sync_data().map_err(io)?;
+    let file = out.into_inner().map_err(|error| io(error.into_error()))?;
+    durable::sync_file(&file).map_err(io)?;
     Ok(length)
 }
 

@@ -1,11 +1,12 @@
-//! Makes room on the disk: carries out what [`crate::store::eviction`] has planned.
+//! Removes unused layers: carries out what [`crate::store::eviction`] has planned.
 
-use std::collections::HashSet;
 use std::path::PathBuf;
 
 use super::{SnapshotError, Snapshotter};
-use crate::digest::Digest;
-use crate::store::{Store, durable, eviction, note};
+use crate::store::eviction::{self, Plan, Rules, Stock};
+use crate::store::index::{ImageRecord, LayerRecord};
+use crate::store::steps::{Step, passed};
+use crate::store::{Store, StoreError, durable, note};
 
 /// Removes layers that nobody uses until `needed_bytes` are freed or there are none left; says how many were. Blocks, and
 /// keeps others from pinning layers for the moment in which these go out of sight.
@@ -13,33 +14,101 @@ use crate::store::{Store, durable, eviction, note};
 /// # Errors
 /// When the store cannot be read or a file cannot be removed; what was removed before stays removed.
 pub fn make_room(store: &Store, snapshotter: &dyn Snapshotter, needed_bytes: u64) -> Result<u64, SnapshotError> {
+    Ok(remove(store, snapshotter, |stock| eviction::make_room(stock, needed_bytes))?.freed_bytes)
+}
+
+/// Removes everything that nobody uses; says what that was. Blocks, as [`make_room`] does.
+///
+/// # Errors
+/// As [`make_room`] has them.
+pub fn prune(store: &Store, snapshotter: &dyn Snapshotter) -> Result<Plan, SnapshotError> {
+    remove(store, snapshotter, |stock| eviction::make_room(stock, u64::MAX))
+}
+
+/// What [`prune`] would remove.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn plan_prune(store: &Store) -> Result<Plan, SnapshotError> {
+    let (layers, images) = stock(store)?;
+    let pinned = store.pins().pinned();
+    Ok(eviction::make_room(Stock { layers: &layers, images: &images, pinned: &pinned }, u64::MAX))
+}
+
+/// What a collection has done.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Collected {
+    /// What was removed.
+    pub plan: Plan,
+    /// How many bytes would have had to go for the low water mark; 0 below the high one.
+    pub wanted_bytes: u64,
+}
+
+/// Removes what goes by itself at this moment (seconds since 1970). Blocks, as [`make_room`] does.
+///
+/// # Errors
+/// As [`make_room`] has them.
+pub fn collect(
+    store: &Store,
+    snapshotter: &dyn Snapshotter,
+    rules: &Rules,
+    now: u64,
+) -> Result<Collected, SnapshotError> {
+    let disk = store.disk().map_err(unreadable)?;
+    let mut wanted_bytes = 0;
+    let plan = remove(store, snapshotter, |stock| {
+        let (plan, wanted) = eviction::collect(stock, disk, rules, now);
+        wanted_bytes = wanted;
+        plan
+    })?;
+    Ok(Collected { plan, wanted_bytes })
+}
+
+fn remove(
+    store: &Store,
+    snapshotter: &dyn Snapshotter,
+    choose: impl FnOnce(Stock<'_>) -> Plan,
+) -> Result<Plan, SnapshotError> {
     let mut hidden = Vec::new();
-    let planned = store.pins().while_unchanged(|pinned| hide(store, snapshotter, pinned, needed_bytes, &mut hidden));
+    let removed = store.pins().while_unchanged(|pinned| {
+        // Looked at with the pins held: an image that is composed meanwhile would outlive its layers.
+        let (layers, images) = stock(store)?;
+        let plan = choose(Stock { layers: &layers, images: &images, pinned });
+        hide(store, snapshotter, &plan, &mut hidden).map(|()| plan)
+    });
     // Also when hiding stopped in the middle.
     for path in hidden {
+        passed(Step::Mark("a layer is out of sight and not removed"));
         durable::remove(&path).map_err(|error| SnapshotError::io("remove", &path, 0, error))?;
     }
-    planned
+    // While it is not known what is in use, nothing is removed.
+    removed.unwrap_or_else(|| Ok(Plan::default()))
 }
 
 fn hide(
     store: &Store,
     snapshotter: &dyn Snapshotter,
-    pinned: &HashSet<Digest>,
-    needed_bytes: u64,
+    plan: &Plan,
     hidden: &mut Vec<PathBuf>,
-) -> Result<u64, SnapshotError> {
-    let unreadable = |error| SnapshotError::Unreadable { source: Box::new(error) };
-    let (layers, images) = (store.layers().map_err(unreadable)?, store.images().map_err(unreadable)?);
-    let plan = eviction::plan(&layers, &images, pinned, needed_bytes);
+) -> Result<(), SnapshotError> {
     for manifest in &plan.images {
         note(store.index().remove_image(manifest));
+        passed(Step::Mark("an image is off the index and not removed"));
         snapshotter.remove_image(manifest)?;
     }
     for diff_id in &plan.layers {
         note(store.index().remove_layer(diff_id));
+        passed(Step::Mark("a layer is off the index and not removed"));
         hidden.extend(snapshotter.hide_layer(diff_id)?);
-        tracing::info!(%diff_id, "removed a layer to make room");
+        tracing::info!(%diff_id, "removed an unused layer");
     }
-    Ok(plan.freed_bytes)
+    Ok(())
+}
+
+fn stock(store: &Store) -> Result<(Vec<LayerRecord>, Vec<ImageRecord>), SnapshotError> {
+    Ok((store.layers().map_err(unreadable)?, store.images().map_err(unreadable)?))
+}
+
+fn unreadable(error: StoreError) -> SnapshotError {
+    SnapshotError::Unreadable { source: Box::new(error) }
 }

@@ -7,6 +7,7 @@ use std::path::Path;
 use rustix::fs::{FallocateFlags, fallocate};
 
 use crate::host::writeback;
+use crate::store::durable;
 
 /// After so many bytes the kernel is asked to begin writing them, so that the sync at the end has little left to do. With
 /// room allocated beforehand this writes 757 MB durably in 0.26 s, where plain writing and a sync take up to 1 s.
@@ -27,7 +28,7 @@ pub(crate) struct TarFile {
 impl TarFile {
     /// A new file. With a hint of its length the room is allocated at once: a full disk shows before the transfer.
     pub(crate) fn create(path: &Path, size_hint: Option<u64>) -> io::Result<Self> {
-        let file = File::options().write(true).create_new(true).open(path)?;
+        let file = durable::create_file(path)?;
         let mut tar = Self { file, written: 0, under_way: 0, allocated: 0 };
         if let Some(length @ 1..) = size_hint {
             tar.allocate(length)?;
@@ -63,6 +64,6 @@ impl TarFile {
     /// Gives back room that was allocated and not used, and makes the file durable.
     pub(crate) fn finish(self) -> io::Result<()> {
         self.file.set_len(self.written)?;
-        self.file.sync_data()
+        durable::sync_file(&self.file)
     }
 }

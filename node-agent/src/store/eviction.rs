@@ -1,4 +1,7 @@
-//! Which layers go when room is needed: those that nobody pins, the longest unused first.
+//! Which layers go: when room is needed, when the disk is nearly full, and when nobody has wanted them for long.
+//!
+//! The rules are the kubelet's (`pkg/kubelet/images/image_gc_manager.go`), for layers instead of images: a layer that two
+//! images share goes only when neither is used. What is pinned (by a pod, an image cache or a pull) never goes.
 //!
 //! Pure: no I/O, no clock, no randomness.
 
@@ -6,6 +9,39 @@ use std::collections::HashSet;
 
 use super::index::{ImageRecord, LayerRecord};
 use crate::digest::Digest;
+
+/// When unused layers go by themselves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rules {
+    /// From this use of the disk on, in percent, unused layers go.
+    pub high_percent: u8,
+    /// Down to this use of the disk.
+    pub low_percent: u8,
+    /// A layer stays so many seconds after its last use, however full the disk is.
+    pub min_age_seconds: u64,
+    /// A layer goes so many seconds after its last use, however empty the disk is.
+    pub max_age_seconds: Option<u64>,
+}
+
+/// The file system of the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Disk {
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// What can still be written.
+    pub free_bytes: u64,
+}
+
+/// What the store holds, and what of it is in use.
+#[derive(Debug, Clone, Copy)]
+pub struct Stock<'a> {
+    /// All layers.
+    pub layers: &'a [LayerRecord],
+    /// All composed images.
+    pub images: &'a [ImageRecord],
+    /// The layers in use.
+    pub pinned: &'a HashSet<Digest>,
+}
 
 /// What to remove, and what that frees.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -18,71 +54,72 @@ pub struct Plan {
     pub freed_bytes: u64,
 }
 
-/// Plans to free at least `needed_bytes`. Where that cannot be had, frees what can: the caller compares.
-pub fn plan(layers: &[LayerRecord], images: &[ImageRecord], pinned: &HashSet<Digest>, needed_bytes: u64) -> Plan {
-    let mut candidates: Vec<&LayerRecord> = layers.iter().filter(|layer| !pinned.contains(&layer.diff_id)).collect();
+impl Disk {
+    /// How much of it is used, in percent, as the kubelet counts.
+    pub fn used_percent(&self) -> u8 {
+        let free = (u128::from(self.free_bytes) * 100).checked_div(self.size_bytes.into()).unwrap_or(100);
+        u8::try_from(100 - free.min(100)).unwrap_or(100)
+    }
+}
+
+/// Plans to free at least `needed_bytes`, for somebody who waits for them. Where that cannot be had, frees what can: the
+/// caller compares.
+pub fn make_room(stock: Stock<'_>, needed_bytes: u64) -> Plan {
+    let mut plan = Plan::default();
+    plan.take(candidates(stock, |_| true), needed_bytes);
+    plan.with_images(stock)
+}
+
+/// Plans what goes at this moment (seconds since 1970) by itself, and how many bytes were wanted for the water mark.
+pub fn collect(stock: Stock<'_>, disk: Disk, rules: &Rules, now: u64) -> (Plan, u64) {
+    let age = |layer: &LayerRecord| now.saturating_sub(layer.last_use);
+    let mut plan = Plan::default();
+    if let Some(max_age) = rules.max_age_seconds {
+        plan.take(candidates(stock, |layer| age(layer) > max_age), u64::MAX);
+    }
+    // At 100 percent there is nothing left to keep: it stands for never.
+    let wanted_bytes = if rules.high_percent < 100 && disk.used_percent() >= rules.high_percent {
+        // As the kubelet computes it, but without its overflow.
+        let keep_free = u128::from(disk.size_bytes) * u128::from(100 - rules.low_percent.min(100)) / 100;
+        u64::try_from(keep_free).unwrap_or(u64::MAX).saturating_sub(disk.free_bytes)
+    } else {
+        0
+    };
+    let gone: HashSet<Digest> = plan.layers.iter().copied().collect();
+    let old_enough = |layer: &LayerRecord| age(layer) >= rules.min_age_seconds && !gone.contains(&layer.diff_id);
+    plan.take(candidates(stock, old_enough), wanted_bytes);
+    (plan.with_images(stock), wanted_bytes)
+}
+
+/// The unused layers that `may_go`, the first to go first.
+fn candidates(stock: Stock<'_>, may_go: impl Fn(&LayerRecord) -> bool) -> Vec<&LayerRecord> {
+    let unused = stock.layers.iter().filter(|layer| !stock.pinned.contains(&layer.diff_id) && may_go(layer));
+    let mut candidates: Vec<&LayerRecord> = unused.collect();
     // Of layers that were last used together the larger goes first, so that fewer have to; the digest settles the rest.
     candidates.sort_by_key(|layer| (layer.last_use, std::cmp::Reverse(layer.disk_bytes), layer.diff_id));
-    let mut plan = Plan::default();
-    for layer in candidates {
-        if plan.freed_bytes >= needed_bytes {
-            break;
+    candidates
+}
+
+impl Plan {
+    /// Takes layers in this order until so many bytes are freed in all.
+    fn take(&mut self, candidates: Vec<&LayerRecord>, needed_bytes: u64) {
+        for layer in candidates {
+            if self.freed_bytes >= needed_bytes {
+                break;
+            }
+            self.freed_bytes = self.freed_bytes.saturating_add(layer.disk_bytes);
+            self.layers.push(layer.diff_id);
         }
-        plan.freed_bytes = plan.freed_bytes.saturating_add(layer.disk_bytes);
-        plan.layers.push(layer.diff_id);
     }
-    let gone: HashSet<&Digest> = plan.layers.iter().collect();
-    let broken = images.iter().filter(|image| image.diff_ids.iter().any(|diff_id| gone.contains(diff_id)));
-    plan.images = broken.map(|image| image.manifest).collect();
-    plan
+
+    /// Adds the images that lose a layer.
+    fn with_images(mut self, stock: Stock<'_>) -> Self {
+        let gone: HashSet<&Digest> = self.layers.iter().collect();
+        let broken = stock.images.iter().filter(|image| image.diff_ids.iter().any(|diff_id| gone.contains(diff_id)));
+        self.images = broken.map(|image| image.manifest).collect();
+        self
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn digest(number: u8) -> Digest {
-        Digest::from_bytes([number; 32])
-    }
-
-    fn layer(number: u8, disk_bytes: u64, last_use: u64) -> LayerRecord {
-        LayerRecord { diff_id: digest(number), size_bytes: disk_bytes, disk_bytes, last_use }
-    }
-
-    #[test]
-    fn the_longest_unused_go_first_and_take_their_images_with_them() {
-        let layers = [layer(1, 10, 300), layer(2, 20, 100), layer(3, 30, 200), layer(4, 40, 50)];
-        let images = [
-            ImageRecord { manifest: digest(100), diff_ids: vec![digest(1), digest(2)] },
-            ImageRecord { manifest: digest(101), diff_ids: vec![digest(1)] },
-        ];
-        let pinned = HashSet::from([digest(4)]);
-        let found = plan(&layers, &images, &pinned, 25);
-        assert_eq!(found, Plan { images: vec![digest(100)], layers: vec![digest(2), digest(3)], freed_bytes: 50 });
-        assert_eq!(plan(&layers, &images, &pinned, 0), Plan::default());
-    }
-
-    proptest! {
-        #[test]
-        fn never_a_pinned_layer_never_more_than_needed(
-            sizes in prop::collection::vec((0u64..1000, 0u64..10), 0..30),
-            pins in prop::collection::hash_set(0u8..30, 0..10),
-            needed in 0u64..20_000,
-        ) {
-            let layers: Vec<LayerRecord> =
-                (0u8..).zip(&sizes).map(|(n, (size, used))| layer(n, *size, *used)).collect();
-            let pinned: HashSet<Digest> = pins.iter().map(|n| digest(*n)).collect();
-            let found = plan(&layers, &[], &pinned, needed);
-            prop_assert!(found.layers.iter().all(|layer| !pinned.contains(layer)));
-            let size = |id: &Digest| layers.iter().find(|l| l.diff_id == *id).map_or(0, |l| l.disk_bytes);
-            prop_assert_eq!(found.freed_bytes, found.layers.iter().map(size).sum::<u64>());
-            let available: u64 = layers.iter().filter(|l| !pinned.contains(&l.diff_id)).map(|l| l.disk_bytes).sum();
-            prop_assert!(found.freed_bytes >= needed.min(available));
-            if let Some(last) = found.layers.last() {
-                prop_assert!(found.freed_bytes - size(last) < needed, "the last one was not needed");
-            }
-        }
-    }
-}
+mod tests;

@@ -9,6 +9,7 @@
 //! images/<hex>.json                an image's layers, by the digest of its manifest
 //! images/<hex>.erofs, <hex>.dirs/  what is derived from them
 //! caches/<id>.json                 what an image cache holds
+//! sources/<hex>.json               where an image came from, by the digest of its manifest
 //! ingest/<hex>.partial             a download that goes on after a restart
 //! ingest/new-*                     a layer, image or removal in progress: rubbish after a restart
 //! ```
@@ -115,6 +116,16 @@ impl Layout {
         named.then(|| self.caches().join(format!("{id}.json")))
     }
 
+    /// The directory of images' sources.
+    pub fn sources(&self) -> PathBuf {
+        self.root.join("sources")
+    }
+
+    /// Where one image came from.
+    pub fn source(&self, manifest: &Digest) -> PathBuf {
+        self.sources().join(format!("{}.json", manifest.hex()))
+    }
+
     /// The directory of things in progress.
     pub fn ingest(&self) -> PathBuf {
         self.root.join("ingest")
@@ -134,8 +145,16 @@ impl Layout {
     }
 
     /// The directories that a store has, the root first.
-    pub fn directories(&self) -> [PathBuf; 6] {
-        [self.root.clone(), self.manifests(), self.layers(), self.images(), self.caches(), self.ingest()]
+    pub fn directories(&self) -> [PathBuf; 7] {
+        [
+            self.root.clone(),
+            self.manifests(),
+            self.layers(),
+            self.images(),
+            self.caches(),
+            self.sources(),
+            self.ingest(),
+        ]
     }
 }
 

@@ -1,6 +1,7 @@
 //! Which layers are in use: by running pods, pulls in progress and image caches. What is pinned is not removed.
 //!
-//! Pins live in memory: caches and pods set theirs again when the agent starts, before anything is removed.
+//! Pins live in memory: caches and pods set theirs again when the agent starts. Until they have, [`Pins::hold`] keeps
+//! everything: a pull of a cache that goes on must not make room with the layers of a pod that is not found again yet.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,35 +11,99 @@ use crate::digest::Digest;
 /// The layers in use. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct Pins {
-    counts: Arc<Mutex<HashMap<Digest, usize>>>,
+    counts: Arc<Mutex<Counts>>,
+}
+
+/// Who keeps layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holder {
+    /// An image cache, or its build.
+    Cache,
+    /// A pod, or a pull.
+    Pod,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    layers: HashMap<Digest, Holders>,
+    /// How many [`Hold`]s there are.
+    holds: usize,
+}
+
+/// How many pins of each kind keep a layer.
+#[derive(Debug, Default)]
+struct Holders {
+    caches: usize,
+    pods: usize,
+}
+
+impl Holders {
+    fn of(&mut self, holder: Holder) -> &mut usize {
+        match holder {
+            Holder::Cache => &mut self.caches,
+            Holder::Pod => &mut self.pods,
+        }
+    }
+}
+
+/// Keeps all layers while it lives.
+#[derive(Debug)]
+pub struct Hold(Pins);
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.0.counts().holds -= 1;
+    }
 }
 
 /// Keeps layers while it lives.
 #[derive(Debug)]
 pub struct Pin {
     pins: Pins,
+    holder: Holder,
     diff_ids: Vec<Digest>,
 }
 
 impl Pins {
     /// Keeps these layers, whether they are here yet or not. Waits while layers are being removed, so that what is found
     /// afterwards stays: pin first, then look.
-    pub fn pin(&self, diff_ids: &[Digest]) -> Pin {
+    pub fn pin(&self, holder: Holder, diff_ids: &[Digest]) -> Pin {
         let mut counts = self.counts();
         for diff_id in diff_ids {
-            *counts.entry(*diff_id).or_default() += 1;
+            *counts.layers.entry(*diff_id).or_default().of(holder) += 1;
         }
-        Pin { pins: self.clone(), diff_ids: diff_ids.to_vec() }
+        Pin { pins: self.clone(), holder, diff_ids: diff_ids.to_vec() }
     }
 
-    /// Runs `remove` with the set of all pinned layers; nobody can pin meanwhile.
-    pub fn while_unchanged<T>(&self, remove: impl FnOnce(&HashSet<Digest>) -> T) -> T {
+    /// Keeps all layers, for as long as it is not known which ones are in use.
+    pub fn hold(&self) -> Hold {
+        self.counts().holds += 1;
+        Hold(self.clone())
+    }
+
+    /// Runs `remove` with the set of all pinned layers; nobody can pin meanwhile. Nothing is done while there is a
+    /// [`Hold`].
+    pub fn while_unchanged<T>(&self, remove: impl FnOnce(&HashSet<Digest>) -> T) -> Option<T> {
         let counts = self.counts();
-        let pinned = counts.keys().copied().collect();
-        remove(&pinned)
+        if counts.holds > 0 {
+            return None;
+        }
+        let pinned = counts.layers.keys().copied().collect();
+        Some(remove(&pinned))
     }
 
-    fn counts(&self) -> MutexGuard<'_, HashMap<Digest, usize>> {
+    /// The layers in use at this moment.
+    pub fn pinned(&self) -> HashSet<Digest> {
+        self.counts().layers.keys().copied().collect()
+    }
+
+    /// Who keeps which layer: an image cache, where one does.
+    pub fn holders(&self) -> HashMap<Digest, Holder> {
+        let holder = |holders: &Holders| if holders.caches > 0 { Holder::Cache } else { Holder::Pod };
+        self.counts().layers.iter().map(|(diff_id, holders)| (*diff_id, holder(holders))).collect()
+    }
+
+    fn counts(&self) -> MutexGuard<'_, Counts> {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -47,10 +112,10 @@ impl Drop for Pin {
     fn drop(&mut self) {
         let mut counts = self.pins.counts();
         for diff_id in &self.diff_ids {
-            if let Some(count) = counts.get_mut(diff_id) {
-                *count -= 1;
-                if *count == 0 {
-                    counts.remove(diff_id);
+            if let Some(holders) = counts.layers.get_mut(diff_id) {
+                *holders.of(self.holder) -= 1;
+                if holders.caches + holders.pods == 0 {
+                    counts.layers.remove(diff_id);
                 }
             }
         }
@@ -65,12 +130,22 @@ mod tests {
     fn a_layer_is_pinned_as_long_as_one_pin_lives() {
         let (a, b) = (Digest::of(b"a"), Digest::of(b"b"));
         let pins = Pins::default();
-        let pinned = || pins.while_unchanged(Clone::clone);
-        let first = pins.pin(&[a, b]);
-        let second = pins.clone().pin(&[a, a]);
+        let first = pins.pin(Holder::Pod, &[a, b]);
+        let second = pins.clone().pin(Holder::Cache, &[a, a]);
+        assert_eq!(pins.holders(), HashMap::from([(a, Holder::Cache), (b, Holder::Pod)]));
         drop(first);
-        assert_eq!(pinned(), HashSet::from([a]));
+        assert_eq!(pins.pinned(), HashSet::from([a]));
         drop(second);
-        assert_eq!(pinned(), HashSet::new());
+        assert_eq!(pins.pinned(), HashSet::new());
+    }
+
+    #[test]
+    fn nothing_is_removed_while_it_is_not_known_what_is_in_use() {
+        let pins = Pins::default();
+        let (first, second) = (pins.hold(), pins.clone().hold());
+        drop(first);
+        assert_eq!(pins.while_unchanged(|_| ()), None);
+        drop(second);
+        assert_eq!(pins.while_unchanged(|_| ()), Some(()));
     }
 }

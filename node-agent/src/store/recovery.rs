@@ -1,8 +1,13 @@
 //! What is done when a store is opened: rubbish goes, and the index is brought in line with the files.
+//!
+//! A layer that cannot be read back is rubbish: what it was is known by its digest, and it is fetched again when somebody
+//! wants it. What a disk refuses to read is left alone and told.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
 
 use super::index::{ImageRecord, Index, LayerRecord};
 use super::layout::{ImageMeta, LayerMeta, LayerPaths, Layout, UNFINISHED};
@@ -18,7 +23,7 @@ pub struct Recovered {
     pub partial_downloads: u64,
     /// Layers that are whole.
     pub layers: u64,
-    /// 1 when the index had to be begun anew.
+    /// 1 when the index was lost or could not be used, and was made anew from the files.
     pub index_rebuilds: u64,
 }
 
@@ -32,22 +37,35 @@ pub(super) fn clean(layout: &Layout) -> Result<Recovered, StoreError> {
             recovered.partial_downloads += 1;
         }
     }
+    let mut layers = HashSet::new();
     for path in entries(&layout.layers())? {
-        if !LayerPaths::at(&path).meta().exists() {
-            remove(&path, &mut recovered)?;
+        match layer_at(&path)? {
+            Some(layer) => {
+                layers.insert(layer.diff_id);
+            }
+            None => remove(&path, &mut recovered)?,
         }
     }
-    let images = entries(&layout.images())?;
-    let known: HashSet<String> =
-        images.iter().filter_map(|path| name(path).strip_suffix(".json")).map(str::to_owned).collect();
-    for path in images {
-        // The list of layers is written first: what has none is not complete.
+    clean_images(layout, &layers, &mut recovered)?;
+    Ok(recovered)
+}
+
+/// Removes composed images that are not complete, or whose layers are gone.
+fn clean_images(layout: &Layout, layers: &HashSet<Digest>, recovered: &mut Recovered) -> Result<(), StoreError> {
+    let is_complete = |image: &ImageRecord| {
+        // The list of layers is written first, what is made of them after it.
+        let made = [layout.image_index(&image.manifest), layout.image_directories(&image.manifest)];
+        made.iter().any(|path| path.exists()) && image.diff_ids.iter().all(|diff_id| layers.contains(diff_id))
+    };
+    let complete = images_on_disk(layout)?.into_iter().filter(is_complete);
+    let known: HashSet<String> = complete.map(|image| image.manifest.hex()).collect();
+    for path in entries(&layout.images())? {
         let stem = name(&path).split('.').next().unwrap_or_default();
         if !known.contains(stem) {
-            remove(&path, &mut recovered)?;
+            remove(&path, recovered)?;
         }
     }
-    Ok(recovered)
+    Ok(())
 }
 
 /// Adds to the index what only the files know, and takes out what they do not.
@@ -83,16 +101,35 @@ pub(super) fn reconcile(layout: &Layout, index: &dyn Index, recovered: &mut Reco
     Ok(())
 }
 
-/// The layers that are whole on disk; nobody there knows when they were used.
+/// The layers that are whole on disk.
 pub(super) fn layers_on_disk(layout: &Layout) -> Result<Vec<LayerRecord>, StoreError> {
     let mut layers = Vec::new();
     for path in entries(&layout.layers())? {
-        let Some(meta) = read_json::<LayerMeta>(&LayerPaths::at(&path).meta()) else { continue };
-        // The name counts: it is what a layer is found by.
-        let Ok(diff_id) = format!("sha256:{}", name(&path)).parse::<Digest>() else { continue };
-        layers.push(LayerRecord { diff_id, size_bytes: meta.size_bytes, disk_bytes: meta.disk_bytes, last_use: 0 });
+        layers.extend(layer_at(&path)?);
     }
     Ok(layers)
+}
+
+/// The layer in this directory; none when it is not one, or not whole.
+pub(super) fn layer_at(path: &Path) -> Result<Option<LayerRecord>, StoreError> {
+    let paths = LayerPaths::at(path);
+    // The name counts: it is what a layer is found by.
+    let Ok(diff_id) = format!("sha256:{}", name(path)).parse::<Digest>() else { return Ok(None) };
+    let Some(meta) = read_json::<LayerMeta>(&paths.meta())? else { return Ok(None) };
+    let is_whole = match fs::metadata(paths.tar()) {
+        Ok(tar) => tar.len() == meta.size_bytes,
+        Err(error) if absent(&error) => paths.files().is_dir(),
+        Err(error) => return Err(StoreError::io("stat", &paths.tar())(error)),
+    };
+    let LayerMeta { size_bytes, disk_bytes, .. } = meta;
+    let last_use = modified(&paths.meta());
+    Ok(is_whole.then_some(LayerRecord { diff_id, size_bytes, disk_bytes, last_use }))
+}
+
+/// When a file was changed, in seconds since 1970: for a layer's `meta.json` its last use. 0 when that is not known.
+fn modified(path: &Path) -> u64 {
+    let time = fs::metadata(path).and_then(|found| found.modified()).ok();
+    time.and_then(|time| time.duration_since(UNIX_EPOCH).ok()).map_or(0, |since| since.as_secs())
 }
 
 /// The composed images on disk.
@@ -101,7 +138,7 @@ pub(super) fn images_on_disk(layout: &Layout) -> Result<Vec<ImageRecord>, StoreE
     for path in entries(&layout.images())? {
         let Some(hex) = name(&path).strip_suffix(".json") else { continue };
         let Ok(manifest) = format!("sha256:{hex}").parse::<Digest>() else { continue };
-        let Some(meta) = read_json::<ImageMeta>(&path) else { continue };
+        let Some(meta) = read_json::<ImageMeta>(&path)? else { continue };
         let diff_ids: Result<Vec<Digest>, _> = meta.diff_ids.iter().map(|diff_id| diff_id.parse()).collect();
         if let Ok(diff_ids) = diff_ids {
             images.push(ImageRecord { manifest, diff_ids });
@@ -110,8 +147,17 @@ pub(super) fn images_on_disk(layout: &Layout) -> Result<Vec<ImageRecord>, StoreE
     Ok(images)
 }
 
-fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Option<T> {
-    serde_json::from_slice(&fs::read(path).ok()?).ok()
+/// What a file says; none when it is not there, or is not what it should be.
+fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>, StoreError> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
+        Err(error) if absent(&error) => Ok(None),
+        Err(error) => Err(StoreError::io("read", path)(error)),
+    }
+}
+
+fn absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
 fn entries(directory: &Path) -> Result<Vec<PathBuf>, StoreError> {

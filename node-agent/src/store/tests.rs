@@ -10,8 +10,13 @@ fn put_layer(layout: &Layout, number: u8) -> Digest {
     fs::write(paths.tar(), b"tar").expect("write");
     let meta = LayerMeta { diff_id: diff_id.to_string(), size_bytes: 3, disk_bytes: 5, driver: "erofs".to_owned() };
     fs::write(paths.meta(), serde_json::to_vec(&meta).expect("json")).expect("write");
+    let meta = File::open(paths.meta()).expect("open");
+    meta.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(USED)).expect("set the time");
     diff_id
 }
+
+/// When a layer was used last, for those whose files alone know.
+const USED: u64 = 1_700_000_000;
 
 fn put_image(layout: &Layout, number: u8, diff_ids: &[Digest]) -> Digest {
     let manifest = Digest::from_bytes([number; 32]);
@@ -34,11 +39,18 @@ fn one_process_at_a_time() {
 fn a_store_of_another_version_is_not_touched() {
     let root = tempfile::tempdir().expect("temporary directory");
     drop(Store::open(root.path()).expect("opens"));
-    fs::write(root.path().join("version"), "99").expect("write");
     let rubbish = Layout::new(root.path()).unfinished("layer");
     fs::write(&rubbish, b"x").expect("write");
-    assert!(matches!(Store::open(root.path()), Err(StoreError::Version { .. })));
-    assert!(rubbish.exists());
+    for (found, remedy) in [("99", "run the newer program"), ("0", "run the program that wrote it"), ("", "no store")] {
+        fs::write(root.path().join("version"), found).expect("write");
+        let error = Store::open(root.path()).expect_err("another version");
+        let words = error.to_string();
+        assert!(
+            words.contains(&format!("layout {found:?}, this program knows 1: ")) && words.contains(remedy),
+            "{words}"
+        );
+        assert!(rubbish.exists());
+    }
 }
 
 #[test]
@@ -62,7 +74,7 @@ fn what_was_half_done_goes_and_partial_downloads_stay() {
     assert!(partial.exists());
     assert!(!layout.layer(&half).directory().exists());
     assert!(!layout.image_index(&incomplete).exists());
-    let layer = LayerRecord { diff_id: whole, size_bytes: 3, disk_bytes: 5, last_use: 0 };
+    let layer = LayerRecord { diff_id: whole, size_bytes: 3, disk_bytes: 5, last_use: USED };
     assert_eq!(store.layers().expect("layers"), [layer]);
     assert_eq!(store.images().expect("images"), [ImageRecord { manifest: image, diff_ids: vec![whole] }]);
 }
@@ -83,14 +95,16 @@ fn the_index_follows_the_files_and_keeps_times_of_use() {
     let mut layers = store.layers().expect("layers");
     layers.sort_by_key(|layer| layer.diff_id);
     let expected = |diff_id, last_use| LayerRecord { diff_id, size_bytes: 3, disk_bytes: 5, last_use };
-    assert_eq!(layers, [expected(kept, 1234), expected(added, 0)]);
+    assert_eq!(layers, [expected(kept, 1234), expected(added, USED)]);
 }
 
 #[test]
-fn an_index_that_is_lost_or_damaged_is_filled_from_the_files() {
+fn an_index_that_is_lost_or_damaged_is_filled_from_the_files_and_counted() {
     let root = tempfile::tempdir().expect("temporary directory");
     let layout = Layout::new(root.path());
-    drop(Store::open(root.path()).expect("opens"));
+    let store = Store::open(root.path()).expect("opens");
+    assert_eq!(store.recovered().index_rebuilds, 0, "there was nothing to lose");
+    drop(store);
     let layer = put_layer(&layout, 1);
     let image = put_image(&layout, 9, &[layer]);
     for damage in [
@@ -98,12 +112,46 @@ fn an_index_that_is_lost_or_damaged_is_filled_from_the_files() {
         |index: &Path| fs::write(index.join("db/db"), [0xff; 999]).expect("write"),
         |index: &Path| fs::write(index.join("version"), b"").expect("write"),
     ] {
-        drop(Store::open(root.path()).expect("opens"));
+        let store = Store::open(root.path()).expect("opens");
+        store.touch(&[layer], USED + 7);
+        drop(store);
         damage(&layout.index());
         let store = Store::open(root.path()).expect("opens");
-        assert_eq!(store.layers().expect("layers").len(), 1);
+        assert_eq!(store.recovered().index_rebuilds, 1);
+        let layers = store.layers().expect("layers");
+        assert_eq!((layers.len(), layers[0].last_use), (1, USED + 7), "the files know when it was used");
         assert_eq!(store.images().expect("images")[0].manifest, image);
+        drop(store);
+        assert_eq!(Store::open(root.path()).expect("opens").recovered().index_rebuilds, 0, "it is whole again");
     }
+}
+
+#[test]
+fn what_cannot_be_read_back_is_not_there() {
+    let root = tempfile::tempdir().expect("temporary directory");
+    let layout = Layout::new(root.path());
+    drop(Store::open(root.path()).expect("opens"));
+    let layers: Vec<Digest> = (1..=5).map(|number| put_layer(&layout, number)).collect();
+    let paths = |index: usize| layout.layer(&layers[index]);
+    fs::write(paths(1).meta(), b"").expect("empty");
+    fs::write(paths(2).tar(), b"ta").expect("cut");
+    fs::remove_file(paths(3).tar()).expect("remove");
+    fs::create_dir(layout.layers().join("not-a-digest")).expect("mkdir");
+    // Unpacked ones have no tar.
+    fs::remove_file(paths(4).tar()).expect("remove");
+    fs::create_dir(paths(4).files()).expect("mkdir");
+    let images = [put_image(&layout, 90, &[layers[0]]), put_image(&layout, 91, &[layers[0], layers[1]])];
+    let not_made = put_image(&layout, 92, &[layers[0]]);
+    fs::remove_file(layout.image_index(&not_made)).expect("remove");
+    fs::write(layout.image_meta(&Digest::of(b"x")), b"{").expect("write");
+
+    let store = Store::open(root.path()).expect("opens");
+    let mut found: Vec<Digest> = store.layers().expect("layers").iter().map(|layer| layer.diff_id).collect();
+    found.sort();
+    assert_eq!(found, [layers[0], layers[4]]);
+    assert_eq!(store.images().expect("images"), [ImageRecord { manifest: images[0], diff_ids: vec![layers[0]] }]);
+    let names = |path| fs::read_dir(path).expect("read").count();
+    assert_eq!((names(layout.layers()), names(layout.images())), (2, 2));
 }
 
 #[test]

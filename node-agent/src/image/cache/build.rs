@@ -23,6 +23,7 @@ use crate::{
         service::{Engine, EngineError},
     },
     registry::{Reference, Repository},
+    store::pins::Holder,
 };
 
 /// Images of one cache that are pulled at once; their layers take turns as all layers of a registry do.
@@ -116,13 +117,14 @@ impl Build {
         let resolved = async {
             let repository = self.engine.registries.open(&reference, &self.wish.access).await?;
             let image = self.engine.resolver.at_registry(&reference, &repository).await?;
-            let pin = self.engine.mounts.pin(&image.image_layers()).await?;
+            self.engine.note_source(&reference, &self.wish.access, image.manifest).await;
+            let pin = self.engine.mounts.pin(Holder::Cache, &image.image_layers()).await?;
             let plan = self.engine.fetcher.plan(&image.layers).await;
             Ok::<_, EngineError>((repository, image, pin, plan))
         };
         let (repository, image, pin, plan) = match resolved.await {
             Ok(resolved) => resolved,
-            Err(err) => return Err(self.failed(&written, &err).await),
+            Err(err) => return Err(self.failed(&written, err).await),
         };
         Ok(Wanted { written, reference, repository, image, pin, plan, done: AtomicU64::new(0), pull })
     }
@@ -138,7 +140,7 @@ impl Build {
         };
         let fetched = self.engine.fetcher.fetch(&one.reference, &one.repository, &one.plan, report).await;
         if let Err(err) = fetched {
-            return Err(self.failed(&one.written, &EngineError::Pull(err)).await);
+            return Err(self.failed(&one.written, EngineError::Pull(err)).await);
         }
         one.done.store(one.plan.missing_bytes, Ordering::Relaxed);
         self.check_unpacked(all).await?;
@@ -148,7 +150,7 @@ impl Build {
 
     async fn hold(&self, one: Wanted) -> Result<Held, BuildError> {
         if let Err(err) = self.engine.mounts.mount(&one.pin).await {
-            return Err(self.failed(&one.written, &EngineError::Mount(err)).await);
+            return Err(self.failed(&one.written, EngineError::Mount(err)).await);
         }
         let size_bytes = self.engine.fetcher.unpacked_bytes(&one.image.layers).await;
         let index = Some(one.image.top).filter(|top| *top != one.image.manifest);
@@ -180,8 +182,9 @@ impl Build {
         Ok(())
     }
 
-    async fn failed(&self, reference: &str, err: &EngineError) -> BuildError {
-        let err = BuildError::Pull { reference: reference.to_owned(), cause: Chain(err).to_string() };
+    async fn failed(&self, reference: &str, err: EngineError) -> BuildError {
+        let err = self.engine.with_shortage(err).await;
+        let err = BuildError::Pull { reference: reference.to_owned(), cause: Chain(&err).to_string() };
         let (name, message) = (reference.to_owned(), err.to_string());
         self.report(Report::Event { name, reason: "Failed", message, warning: true }).await;
         err

@@ -32,7 +32,7 @@ use crate::{
     digest::Digest,
     image::{RegistryAccess, mounts::Pin, resolve::ResolvedImage, service::Engine},
     registry::Reference,
-    store::{Store, StoreError, caches},
+    store::{Store, StoreError, caches, pins::Holder},
 };
 
 /// Wishes and reports that may wait.
@@ -248,7 +248,7 @@ impl Task {
             let resolved = self.engine.resolver.in_store(cached.manifest).await;
             let mut resolved = resolved.map_err(|err| format!("{}: {}", gone(), Chain(&err)))?;
             resolved.top = cached.index.unwrap_or(cached.manifest);
-            let pin = self.engine.mounts.pin(&resolved.image_layers()).await;
+            let pin = self.engine.mounts.pin(Holder::Cache, &resolved.image_layers()).await;
             let pin = pin.map_err(|err| format!("{}: {}", gone(), Chain(&err)))?;
             if !self.engine.fetcher.plan(&resolved.layers).await.missing.is_empty() {
                 return Err(gone());
