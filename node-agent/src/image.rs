@@ -6,6 +6,8 @@
 mod bandwidth;
 mod cache;
 mod collector;
+#[cfg(test)]
+mod crash_tests;
 mod documents;
 mod fetch;
 mod inflate;

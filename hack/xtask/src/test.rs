@@ -24,6 +24,12 @@ enum Part {
     },
     /// libFuzzer on what comes from outside: layers, indexes, manifests, references, hosts.toml
     Fuzz(fuzz::Args),
+    /// The store through many kills at random
+    Soak {
+        /// How many
+        #[arg(long, default_value_t = 1000)]
+        kills: u32,
+    },
 }
 
 /// Runs them; the first part that fails ends it.
@@ -36,6 +42,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         Some(Part::Unit) => check::run(&check::Args::default()),
         Some(Part::Fuzz(args)) => fuzz::run(&args),
         Some(Part::E2e { name }) => e2e(name.as_deref()).await,
+        Some(Part::Soak { kills }) => soak(kills),
         None => {
             check::run(&check::Args::default())?;
             e2e(None).await
@@ -43,11 +50,21 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     }
 }
 
+/// The store's own soak, which every run of the tests does a little of, for longer.
+fn soak(kills: u32) -> anyhow::Result<()> {
+    note(&format!(".. kill a process that works in a store {kills} times"));
+    let mut cargo = workspace::cargo();
+    cargo.args(["test", "-p", "larder-node-agent", "--lib", "image::crash_tests::soak", "--", "--nocapture"]);
+    let status = cargo.env("LARDER_SOAK_KILLS", kills.to_string()).status().context("run cargo")?;
+    ensure!(status.success(), "cargo test -p larder-node-agent: {status}");
+    Ok(())
+}
+
 /// Builds what the end-to-end tests run, then runs them.
 async fn e2e(name: Option<&str>) -> anyhow::Result<()> {
     let programs = controlplane_program::folder();
     blocking_step("build the control plane", move || controlplane_program::build(&programs)).await?;
-    blocking_step("build larder-provider, larder-node-agent and larder-monitor", up::build_larder).await?;
+    blocking_step("build larder-provider, larder-node-agent, larder-monitor and larderctl", up::build_larder).await?;
     let out = workspace::state().join("images");
     blocking_step("make the sample images", move || build(&out, Set::Small, &mut |_| ())).await?;
     note(".. run the end-to-end tests");

@@ -1,0 +1,215 @@
+//! The store after the worst: the process killed after every step, the power cut after every step, and a soak of kills at
+//! random. What was told to be there is there and whole, nothing is left over, and the work can go on.
+//!
+//! Everything is real but the registry: the pull, the files, the mounts (so these tests run as root). Lives that are to be
+//! killed are processes of their own: this test program once more, told what to do by its environment.
+
+mod kill;
+mod power_cut;
+mod soak;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::sync::mpsc;
+
+use super::{
+    tests::{PLATFORM, gzip, noise, push_layers, wish},
+    *,
+};
+use crate::{
+    meters::Meters,
+    registry::{RegistryClient, RegistryConfig, test_registry::TestRegistry},
+    snapshot::{ErofsSnapshotter, Limits, Mend, Snapshotter},
+    store::{
+        Store,
+        layout::{PARTIAL, UNFINISHED},
+    },
+};
+
+/// A store, and where its images are mounted.
+#[derive(Debug, Clone)]
+struct Place {
+    store: PathBuf,
+    mounts: PathBuf,
+}
+
+impl Place {
+    fn below(folder: &Path) -> Self {
+        let place = Self { store: folder.join("store"), mounts: folder.join("mounts") };
+        std::fs::create_dir_all(&place.store).unwrap();
+        place
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        for entry in std::fs::read_dir(&self.mounts).into_iter().flatten().flatten() {
+            let _ = crate::host::mount::unmount_if_mounted(&entry.path());
+        }
+    }
+}
+
+/// One life of the part of the agent that has to do with images.
+struct Life {
+    service: Arc<ImageService>,
+    store: Arc<Store>,
+}
+
+impl Life {
+    async fn begin(place: &Place) -> Self {
+        let store = Arc::new(Store::open(&place.store).unwrap());
+        let snapshotter: Arc<dyn Snapshotter> =
+            Arc::new(ErofsSnapshotter::new(store.layout().clone(), place.mounts.clone(), Limits::default()));
+        let registries = RegistryClient::new(RegistryConfig {
+            hosts: None,
+            stall: Duration::from_secs(5),
+            ..RegistryConfig::default()
+        });
+        let config = ImageConfig {
+            max_parallel_layers: 3,
+            registry_bandwidth: None,
+            platform: PLATFORM,
+            meters: Meters::default(),
+        };
+        let service = ImageService::open(config, Arc::clone(&store), Arc::new(registries), snapshotter).await.unwrap();
+        Self { service, store }
+    }
+
+    async fn end(self) {
+        self.service.shutdown().await;
+    }
+
+    /// How many layers and images there are.
+    fn holds(&self) -> (usize, usize) {
+        (self.store.layers().unwrap().len(), self.store.images().unwrap().len())
+    }
+
+    /// Builds a cache of one image and waits until it is Ready.
+    async fn cache(&self, id: &str, reference: &str) {
+        let wish = BuildCache {
+            id: id.to_owned(),
+            name: id.to_owned(),
+            images: vec![reference.to_owned()],
+            access: RegistryAccess::default(),
+            size_limit_bytes: 0,
+        };
+        self.service.build_cache(wish).await.unwrap();
+        let mut list = self.service.watch_caches();
+        let over = |list: &CacheList| list.get(id).is_some_and(|cache| cache.phase != CachePhase::Creating);
+        let list = list.wait_for(over).await.unwrap().clone();
+        assert_eq!(list[id].phase, CachePhase::Ready, "{}", list[id].reason);
+    }
+
+    /// Pulls an image as a pod does that ends at once.
+    async fn pull(&self, reference: &str) {
+        let (progress, _steps) = mpsc::channel(100);
+        drop(self.service.ensure(wish(reference), progress).await.unwrap());
+    }
+
+    /// Removes everything that nobody uses, once what has been pulled is no longer in use.
+    async fn prune(&self, used_layers: usize) {
+        let unused = async {
+            // The use of an image ends in the background, which tells nobody.
+            while self.store.pins().pinned().len() > used_layers {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), unused).await.unwrap();
+        self.service.prune(inventory::Prune::Remove).await.unwrap();
+    }
+
+    /// Everything is what it says it is, nothing is half there, and these caches are Ready.
+    async fn check(&self, caches: &[&str]) {
+        let at_rest = |list: &CacheList| !list.values().any(|cache| cache.phase == CachePhase::Creating);
+        let mut list = self.service.watch_caches();
+        tokio::time::timeout(Duration::from_secs(60), list.wait_for(at_rest)).await.unwrap().unwrap();
+        let (steps, mut found) = mpsc::channel(1000);
+        let verified = self.service.verify(Mend::No, steps).await.unwrap();
+        let mut wrong = Vec::new();
+        while let Some(step) = found.recv().await {
+            if let verify::VerifyStep::Found(finding) = step {
+                wrong.push(finding);
+            }
+        }
+        assert_eq!((verified.wrong, &wrong[..]), (0, &[][..]));
+        let list = self.service.watch_caches().borrow().clone();
+        for id in caches {
+            let cache = list.get(*id).unwrap_or_else(|| panic!("cache {id} is gone"));
+            assert_eq!((*id, cache.phase), (*id, CachePhase::Ready), "{}", cache.reason);
+        }
+        let layers: Vec<Digest> = self.store.layers().unwrap().iter().map(|layer| layer.diff_id).collect();
+        for image in self.store.images().unwrap() {
+            assert!(image.diff_ids.iter().all(|diff_id| layers.contains(diff_id)), "{image:?}");
+        }
+        // The index and the disk know the same.
+        for folder in [self.store.layout().layers(), self.store.layout().images()] {
+            for entry in std::fs::read_dir(folder).unwrap() {
+                let name = entry.unwrap().file_name().into_string().unwrap();
+                let digest = format!("sha256:{}", name.split('.').next().unwrap()).parse().unwrap();
+                let images = self.store.images().unwrap();
+                assert!(layers.contains(&digest) || images.iter().any(|image| image.manifest == digest), "{name}");
+            }
+        }
+    }
+}
+
+/// What lies in `ingest/` and does not belong there while nothing is under way.
+fn leftovers(place: &Place) -> Vec<String> {
+    let entries = std::fs::read_dir(place.store.join("ingest")).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name.starts_with(UNFINISHED) || !name.ends_with(PARTIAL)).collect()
+}
+
+/// A layer of one file, which is different for each seed.
+fn layer(seed: u64) -> (Vec<u8>, Vec<u8>) {
+    let mut tar = tar::Builder::new(Vec::new());
+    let content = noise(seed, 20_000);
+    let mut header = tar::Header::new_gnu();
+    header.set_mode(0o644);
+    header.set_size(content.len() as u64);
+    tar.append_data(&mut header, format!("file-{seed}"), content.as_slice()).unwrap();
+    let plain = tar.into_inner().unwrap();
+    let packed = gzip(&plain);
+    (plain, packed)
+}
+
+/// Two images with a layer in common.
+async fn two_images() -> TestRegistry {
+    let registry = TestRegistry::start().await;
+    push_layers(&registry, "kept", "v1", &[layer(1), layer(2)]);
+    push_layers(&registry, "passing", "v1", &[layer(1), layer(3), layer(4)]);
+    registry
+}
+
+/// What a life does: a cache that stays, a pod that passes, and the end of what the pod has left. `tell` is called when
+/// something is promised.
+async fn work(life: &Life, registry: &str, tell: impl Fn(&'static str)) {
+    life.cache("imc-1", &format!("{registry}/kept:v1")).await;
+    tell("cached");
+    life.pull(&format!("{registry}/passing:v1")).await;
+    tell("pulled");
+    life.prune(2).await;
+    tell("pruned");
+}
+
+/// A life after a crash finds what was promised.
+async fn find_again(place: &Place, promised: &[&'static str]) -> Life {
+    let life = Life::begin(place).await;
+    life.service.unmount_strangers().await;
+    let caches: &[&str] = if promised.contains(&"cached") { &["imc-1"] } else { &[] };
+    life.check(caches).await;
+    if promised.contains(&"pruned") {
+        assert_eq!(life.holds(), (2, 1), "layers and images");
+    }
+    life
+}
+
+/// Tells whoever started this life, or reads why a test has failed.
+#[expect(clippy::print_stdout, reason = "lives talk to each other by it")]
+fn say(what: &str) {
+    println!("{what}");
+}
