@@ -165,7 +165,16 @@ impl Transfer<'_> {
         // A registry that does not do ranges begins anew; what we have is not taken twice.
         let mut skip = received.count.saturating_sub(stream.offset);
         while let Some(chunk) = stream.bytes.next().await {
-            let mut chunk = chunk?;
+            let mut chunk = match chunk {
+                Ok(chunk) => chunk,
+                // All has come, only the end of the answer has not. There is nothing left to ask for, and the digest tells
+                // whether it is the blob.
+                Err(err) if received.count == size => {
+                    tracing::debug!(blob = %digest, error = %err, "the answer broke off after its last byte");
+                    break;
+                }
+                Err(err) => return Err(err.into()),
+            };
             self.bandwidth.take(chunk.len()).await;
             self.meters.received(chunk.len());
             let skipped = usize::try_from(skip).unwrap_or(usize::MAX).min(chunk.len());

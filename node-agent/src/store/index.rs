@@ -188,6 +188,21 @@ mod tests {
     }
 
     #[test]
+    fn an_index_that_is_let_go_of_late_is_waited_for() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let path = directory.path().join("index");
+        drop(SledIndex::open(&path).expect("opens"));
+        let held = std::fs::File::open(path.join("db/db")).expect("open");
+        held.lock().expect("lock");
+        let (sender, opened) = std::sync::mpsc::channel();
+        std::thread::spawn(move || sender.send(SledIndex::open(&path).map(|(_, was)| was)));
+        let early = opened.recv_timeout(std::time::Duration::from_millis(200));
+        assert!(early.is_err(), "it did not wait: {early:?}");
+        held.unlock().expect("unlock");
+        assert_eq!(opened.recv().expect("answers").expect("opens"), sled::Found::Whole);
+    }
+
+    #[test]
     fn a_damaged_index_is_set_aside() {
         let directory = tempfile::tempdir().expect("temporary directory");
         let path = directory.path().join("index");

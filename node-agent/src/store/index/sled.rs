@@ -95,6 +95,7 @@ impl SledIndex {
     }
 
     fn open_database(path: &Path) -> Result<Self, sled::Error> {
+        wait_until_free(path)?;
         let database = sled::Config::new().path(path).cache_capacity(CACHE_BYTES).open()?;
         let index = Self {
             layers: database.open_tree("layers")?,
@@ -107,6 +108,18 @@ impl SledIndex {
             record?;
         }
         Ok(index)
+    }
+}
+
+/// Waits until whoever had the database before has let go of its lock: sled's own threads shortly after it was closed, and a
+/// process that was forked meanwhile until it executes its program. sled itself does not wait, and a database that is only
+/// busy would be taken for damaged. Nobody else can have it: the store as a whole is locked.
+fn wait_until_free(path: &Path) -> io::Result<()> {
+    match fs::File::open(path.join("db")) {
+        // Unlocked by name: a copy of the descriptor in a process that is being forked would keep the lock.
+        Ok(file) => file.lock().and_then(|()| file.unlock()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
     }
 }
 
