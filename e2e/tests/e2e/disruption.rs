@@ -167,6 +167,7 @@ pub(crate) async fn disk_full(cluster: &mut Cluster) -> Result<()> {
     scene.pod("puller", spec).await?;
     let backs_off = |pod: &Pod| at(pod, "/status/containerStatuses/0/state/waiting/reason") == "ImagePullBackOff";
     scene.wait_pod("puller", "backing off", backs_off).await?;
+    scene.wait_event("puller", "Failed", "Failed to pull image").await?;
     let described = scene.describe("puller").await?;
     ensure!(
         described.contains("no space left") && described.contains("unused layers, which can be removed"),

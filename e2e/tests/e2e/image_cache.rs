@@ -82,6 +82,7 @@ pub(crate) async fn matched_without_the_registry(cluster: &Cluster) -> Result<()
     scene.annotated_pod("off", json!({"k8s.aliyun.com/eci-auto-imc": "false"}), off).await?;
     scene.wait_ready("off").await?;
     ensure!(cluster.registry.count("matched", Kind::Manifest) > manifests, "turned off, the registry is asked");
+    scene.wait_event("off", "Started", "").await?;
     let events = scene.events("off").await?;
     ensure!(!events.iter().any(|event| event.contains("ImageCache")), "{events:#?}");
     Ok(())
@@ -198,6 +199,8 @@ pub(crate) async fn invalid_annotations(cluster: &Cluster) -> Result<()> {
         scene.annotated_pod(name, json!({key: value}), sleeper(BUSYBOX)).await?;
         let pod: Pod = scene.wait_ready(name).await?;
         ensure!(phase(&pod) == "Running", "{pod:?}");
+        // Of one pod they are written in their order.
+        scene.wait_event(name, "Started", "").await?;
         let described = scene.describe(name).await?;
         let says = described.lines().any(|line| line.contains("Warning") && line.contains(key));
         ensure!(says, "no warning names {key}:\n{described}");

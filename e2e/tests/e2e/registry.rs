@@ -24,6 +24,7 @@ async fn broken_then_healed(cluster: &Cluster, name: &str, rule: Rule, words: &[
     let is_backing_off = |pod: &Pod| waiting(pod)["reason"] == "ImagePullBackOff";
     let pod = scene.wait_pod("puller", "backing off", is_backing_off).await?;
     ensure!(phase(&pod) == "Pending", "{pod:?}");
+    scene.wait_event("puller", "Failed", "Failed to pull image").await?;
     let described = scene.describe("puller").await?;
     for word in words {
         ensure!(described.contains(word), "{word:?} is not in\n{described}");
@@ -154,6 +155,7 @@ pub(crate) async fn slow(cluster: &Cluster) -> Result<()> {
     let spec = json!({"restartPolicy": "Never", "containers": [{"name": "main", "image": image, "command": ["true"]}]});
     scene.pod("patient", spec).await?;
     scene.wait_phase("patient", "Succeeded").await?;
+    scene.wait_event("patient", "Started", "").await?;
     let events = scene.events("patient").await?;
     ensure!(!events.iter().any(|event| event.starts_with("Failed")), "{events:#?}");
     cluster.registry.heal("slow");

@@ -98,6 +98,7 @@ pub(crate) async fn refused_pods_say_why(cluster: &Cluster) -> Result<()> {
         let pod = scene.wait_pod(name, "refused", refused).await?;
         let message = at(&pod, "/status/message");
         ensure!(message.as_str().is_some_and(|text| text.contains(word)), "{name}: {message}");
+        scene.wait_event(name, "ProviderCreateFailed", word).await?;
         let described = scene.describe(name).await?;
         ensure!(described.contains(word) && described.contains("Warning"), "{described}");
         scene.delete(name).await?;
