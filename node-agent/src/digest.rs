@@ -37,6 +37,11 @@ impl Digest {
         &self.0
     }
 
+    /// The digest with these hexadecimal digits, as files are named; none when they are not 64 lower-case ones.
+    pub fn from_hex(hex: &str) -> Option<Self> {
+        format!("sha256:{hex}").parse().ok()
+    }
+
     /// The 64 hexadecimal digits, without the algorithm: the name of a file.
     pub fn hex(&self) -> String {
         hex::encode(self.0)

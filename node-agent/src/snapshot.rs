@@ -258,6 +258,11 @@ fn at_least(needed_bytes: u64) -> String {
 }
 
 impl SnapshotError {
+    /// When the store does not say what it has.
+    fn unreadable(error: StoreError) -> Self {
+        Self::Unreadable { source: Box::new(error) }
+    }
+
     /// What the operating system refused; a full disk is told apart, with what the whole write needed.
     pub(crate) fn io(action: &'static str, path: &Path, needed_bytes: u64, source: io::Error) -> Self {
         if !durable::is_disk_full(&source) {

@@ -30,6 +30,7 @@ use self::index::{ImageRecord, Index, IndexError, LayerRecord, MemoryIndex, Sled
 use self::layout::{Layout, VERSION};
 use self::pins::Pins;
 pub use self::recovery::Recovered;
+pub(crate) use self::recovery::entries;
 use self::shortage::Shortage;
 use crate::digest::Digest;
 
@@ -77,7 +78,7 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { action, path, source }
     }

@@ -229,17 +229,7 @@ impl Tree {
 
     /// The directory behind an id, if it is one.
     pub fn directory(&self, id: InodeId) -> Option<&Directory> {
-        match &self.inode(id).node {
-            Node::Directory(directory) => Some(directory),
-            Node::Regular(_)
-            | Node::Symlink(_)
-            | Node::CharDevice(_)
-            | Node::BlockDevice(_)
-            | Node::Fifo
-            | Node::Socket
-            | Node::Whiteout
-            | Node::LinkBelow(_) => None,
-        }
+        if let Node::Directory(directory) = &self.inode(id).node { Some(directory) } else { None }
     }
 
     /// The directory behind an id, to change it.

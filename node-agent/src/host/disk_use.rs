@@ -8,7 +8,10 @@ use std::{
     ffi::{CStr, OsStr},
     fs::File,
     io,
-    os::{fd::OwnedFd, unix::ffi::OsStrExt as _},
+    os::{
+        fd::OwnedFd,
+        unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
+    },
     path::{Path, PathBuf},
 };
 
@@ -34,6 +37,15 @@ pub fn bytes_below(folder: &Path) -> io::Result<u64> {
         }
     }
     Ok(count.bytes)
+}
+
+/// As [`bytes_below`], without the folder itself: zero for an empty one.
+///
+/// # Errors
+/// As [`bytes_below`] has them.
+pub fn bytes_within(folder: &Path) -> io::Result<u64> {
+    let own = std::fs::metadata(folder).map_or(0, |folder| folder.blocks().saturating_mul(BLOCK_BYTES));
+    Ok(bytes_below(folder)?.saturating_sub(own))
 }
 
 fn open_below(root: &File, path: &Path) -> io::Result<OwnedFd> {
@@ -99,6 +111,16 @@ mod tests {
     fn du(folder: &Path) -> u64 {
         let said = Command::new("du").args(["-sx", "--block-size=1"]).arg(folder).output().unwrap().stdout;
         String::from_utf8(said).unwrap().split_whitespace().next().unwrap().parse().unwrap()
+    }
+
+    #[test]
+    fn a_folder_itself_is_within_none() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(bytes_within(dir.path()).unwrap(), 0);
+        assert_eq!(bytes_within(&dir.path().join("none")).unwrap(), 0);
+        fs::write(dir.path().join("file"), vec![1; 100_000]).unwrap();
+        let own = dir.path().metadata().unwrap().blocks() * BLOCK_BYTES;
+        assert_eq!(bytes_within(dir.path()).unwrap(), du(dir.path()) - own);
     }
 
     #[test]

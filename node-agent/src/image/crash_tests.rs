@@ -17,11 +17,10 @@ use std::{
 use tokio::sync::mpsc;
 
 use super::{
-    tests::{PLATFORM, gzip, noise, push_layers, wish},
+    tests::{gzip, image_config, noise, push_layers, wish},
     *,
 };
 use crate::{
-    meters::Meters,
     registry::{RegistryClient, RegistryConfig, test_registry::TestRegistry},
     snapshot::{ErofsSnapshotter, Limits, Mend, Snapshotter},
     store::{
@@ -69,12 +68,7 @@ impl Life {
             stall: Duration::from_secs(5),
             ..RegistryConfig::default()
         });
-        let config = ImageConfig {
-            max_parallel_layers: 3,
-            registry_bandwidth: None,
-            platform: PLATFORM,
-            meters: Meters::default(),
-        };
+        let config = image_config(None);
         let service = ImageService::open(config, Arc::clone(&store), Arc::new(registries), snapshotter).await.unwrap();
         Self { service, store }
     }

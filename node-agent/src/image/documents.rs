@@ -6,7 +6,7 @@ use std::{
     collections::HashSet,
     fs, io,
     io::{Read as _, Write as _},
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
     time::SystemTime,
 };
@@ -15,7 +15,7 @@ use serde::Deserialize;
 
 use crate::{
     digest::Digest,
-    store::{Store, StoreError, durable},
+    store::{Store, StoreError, durable, entries},
 };
 
 /// The folder `manifests/` of a store.
@@ -75,7 +75,7 @@ impl Documents {
         let mut needed: HashSet<String> = keep.iter().map(Digest::hex).collect();
         for manifest in keep {
             let config = self.mentions(&layout.manifest(manifest)).config;
-            needed.extend(config.and_then(|config| hex_of(&config)));
+            needed.extend(config.and_then(|config| digest_of(&config)).map(|digest| digest.hex()));
         }
         let mut removed = 0;
         for path in entries(&layout.manifests())? {
@@ -83,11 +83,8 @@ impl Documents {
             if is_needed || !is_older(&path, before) {
                 continue;
             }
-            let leads_to_one = self
-                .mentions(&path)
-                .manifests
-                .iter()
-                .any(|other| hex_of(other).is_some_and(|hex| keep.iter().any(|manifest| manifest.hex() == hex)));
+            let mentioned = self.mentions(&path).manifests;
+            let leads_to_one = mentioned.iter().filter_map(digest_of).any(|other| keep.contains(&other));
             if !leads_to_one {
                 removed += remove(&path)?;
             }
@@ -108,12 +105,12 @@ impl Documents {
     /// All documents, as their names say.
     pub(super) fn all(&self) -> Result<Vec<Digest>, StoreError> {
         let names = entries(&self.0.layout().manifests())?;
-        Ok(names.iter().filter_map(|path| format!("sha256:{}", stem(path)).parse().ok()).collect())
+        Ok(names.iter().filter_map(|path| Digest::from_hex(stem(path))).collect())
     }
 }
 
-fn hex_of(mention: &Mention) -> Option<String> {
-    mention.digest.parse::<Digest>().ok().map(|digest| digest.hex())
+fn digest_of(mention: &Mention) -> Option<Digest> {
+    mention.digest.parse().ok()
 }
 
 fn stem(path: &Path) -> &str {
@@ -125,15 +122,8 @@ fn is_older(path: &Path, than: SystemTime) -> bool {
 }
 
 fn remove(path: &Path) -> Result<usize, StoreError> {
-    let io = |source| StoreError::Io { action: "remove", path: path.to_owned(), source };
-    durable::remove(path).map_err(io)?;
+    durable::remove(path).map_err(StoreError::io("remove", path))?;
     Ok(1)
-}
-
-fn entries(directory: &Path) -> Result<Vec<PathBuf>, StoreError> {
-    let io = |source| StoreError::Io { action: "read", path: directory.to_owned(), source };
-    let entries = fs::read_dir(directory).map_err(io)?;
-    entries.map(|entry| entry.map(|entry| entry.path()).map_err(io)).collect()
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use std::{
 use super::service::ImageService;
 use crate::{
     digest::Digest,
+    host::disk_use,
     snapshot::{self, Driver, SnapshotError},
     store::{
         Recovered, StoreError,
@@ -167,6 +168,7 @@ impl ImageService {
         let (store, driver) = (Arc::clone(&self.store), self.snapshotter.driver());
         let sum = move || {
             let (layers, pinned, layout) = (store.layers()?, store.pins().pinned(), store.layout());
+            let bytes_within = |folder: &Path| disk_use::bytes_within(folder).unwrap_or_default();
             let used = layers.iter().filter(|layer| pinned.contains(&layer.diff_id));
             Ok(Usage {
                 root: layout.root().to_owned(),
@@ -176,10 +178,10 @@ impl ImageService {
                 layer_bytes: layers.iter().map(|layer| layer.disk_bytes).sum(),
                 used_bytes: used.map(|layer| layer.disk_bytes).sum(),
                 images: store.images()?.len(),
-                image_bytes: bytes_below(&layout.images()),
-                document_bytes: bytes_below(&layout.manifests()),
-                unfinished_bytes: bytes_below(&layout.ingest()),
-                index_bytes: bytes_below(&layout.index()),
+                image_bytes: bytes_within(&layout.images()),
+                document_bytes: bytes_within(&layout.manifests()),
+                unfinished_bytes: bytes_within(&layout.ingest()),
+                index_bytes: bytes_within(&layout.index()),
                 recovered: *store.recovered(),
             })
         };
@@ -214,21 +216,4 @@ pub enum Prune {
     Remove,
     /// It is only said what would go.
     OnlySay,
-}
-
-/// What the files below a folder take on disk. What vanishes meanwhile does not count.
-fn bytes_below(folder: &Path) -> u64 {
-    use std::os::unix::fs::MetadataExt as _;
-    let mut bytes = 0;
-    let mut open = vec![folder.to_owned()];
-    while let Some(folder) = open.pop() {
-        for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
-            let Ok(found) = entry.metadata() else { continue };
-            if found.is_dir() {
-                open.push(entry.path());
-            }
-            bytes += found.blocks() * 512;
-        }
-    }
-    bytes
 }

@@ -111,8 +111,7 @@ impl Partials {
 
 /// The digest that a file in `ingest/` is named by, when it is a partial download.
 fn digest_of(path: &Path) -> Option<Digest> {
-    let name = path.file_name()?.to_str()?.strip_suffix(".partial")?;
-    format!("sha256:{name}").parse().ok()
+    Digest::from_hex(path.file_name()?.to_str()?.strip_suffix(".partial")?)
 }
 
 fn open(path: &Path, size: u64) -> io::Result<(File, u64)> {

@@ -21,6 +21,11 @@ use crate::{
 pub(super) const PLATFORM: pull_plan::Platform =
     pull_plan::Platform { os: "linux", architecture: "amd64", variants: &["", "v1"] };
 
+/// How the images of tests are pulled.
+pub(super) fn image_config(registry_bandwidth: Option<NonZeroU64>) -> ImageConfig {
+    ImageConfig { max_parallel_layers: 3, registry_bandwidth, platform: PLATFORM, meters: Meters::default() }
+}
+
 /// A service, its store and its folder.
 pub(super) struct Bench {
     pub(super) service: Arc<ImageService>,
@@ -49,8 +54,7 @@ impl Bench {
         let registry =
             RegistryConfig { hosts: hosts.clone(), stall: Duration::from_millis(400), ..RegistryConfig::default() };
         let registries = RegistryClient::new(registry);
-        let config =
-            ImageConfig { max_parallel_layers: 3, registry_bandwidth, platform: PLATFORM, meters: Meters::default() };
+        let config = image_config(registry_bandwidth);
         let store = Arc::new(Store::open(folder.path()).unwrap());
         let service =
             ImageService::open(config, Arc::clone(&store), Arc::new(registries), Arc::new(snapshotter.clone()));

@@ -10,7 +10,7 @@ use super::{
     DirectorySnapshotter, Driver, DriverChoice, ErofsSnapshotter, Limits, SnapshotError, Snapshotter, layer_index, open,
 };
 use crate::digest::Digest;
-use crate::store::{Store, StoreError, note};
+use crate::store::{Store, note};
 
 /// Whether pods of an earlier life of this process may run on what the store holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,7 +52,7 @@ struct Kept {
 impl Kept {
     fn of(store: &Store) -> Result<Self, SnapshotError> {
         let mut kept = Self { erofs: Vec::new(), directory: Vec::new() };
-        for layer in store.layers().map_err(unreadable)? {
+        for layer in store.layers().map_err(SnapshotError::unreadable)? {
             let meta = layer_index::read_meta(&store.layout().layer(&layer.diff_id));
             match meta.as_ref().map(|meta| meta.driver.as_str()) {
                 Some(super::erofs_driver::NAME) => kept.erofs.push(layer.diff_id),
@@ -92,7 +92,7 @@ impl Kept {
 
 /// Removes layers of a driver that is not used any more, with what was made of them.
 fn remove(store: &Store, driver: &dyn Snapshotter, layers: &[Digest]) -> Result<(), SnapshotError> {
-    for image in store.images().map_err(unreadable)? {
+    for image in store.images().map_err(SnapshotError::unreadable)? {
         if image.diff_ids.iter().any(|diff_id| layers.contains(diff_id)) {
             note(store.index().remove_image(&image.manifest));
             driver.remove_image(&image.manifest)?;
@@ -109,10 +109,6 @@ fn remove(store: &Store, driver: &dyn Snapshotter, layers: &[Digest]) -> Result<
         tracing::warn!(layers = layers.len(), driver = ?driver.driver(), "removed the layers of a driver that is not used any more");
     }
     Ok(())
-}
-
-fn unreadable(error: StoreError) -> SnapshotError {
-    SnapshotError::Unreadable { source: Box::new(error) }
 }
 
 #[cfg(test)]

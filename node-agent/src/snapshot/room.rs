@@ -6,7 +6,7 @@ use super::{SnapshotError, Snapshotter};
 use crate::store::eviction::{self, Plan, Rules, Stock};
 use crate::store::index::{ImageRecord, LayerRecord};
 use crate::store::steps::{Step, passed};
-use crate::store::{Store, StoreError, durable, note};
+use crate::store::{Store, durable, note};
 
 /// Removes layers that nobody uses until `needed_bytes` are freed or there are none left; says how many were. Blocks, and
 /// keeps others from pinning layers for the moment in which these go out of sight.
@@ -54,7 +54,7 @@ pub fn collect(
     rules: &Rules,
     now: u64,
 ) -> Result<Collected, SnapshotError> {
-    let disk = store.disk().map_err(unreadable)?;
+    let disk = store.disk().map_err(SnapshotError::unreadable)?;
     let mut wanted_bytes = 0;
     let plan = remove(store, snapshotter, |stock| {
         let (plan, wanted) = eviction::collect(stock, disk, rules, now);
@@ -106,9 +106,5 @@ fn hide(
 }
 
 fn stock(store: &Store) -> Result<(Vec<LayerRecord>, Vec<ImageRecord>), SnapshotError> {
-    Ok((store.layers().map_err(unreadable)?, store.images().map_err(unreadable)?))
-}
-
-fn unreadable(error: StoreError) -> SnapshotError {
-    SnapshotError::Unreadable { source: Box::new(error) }
+    Ok((store.layers().map_err(SnapshotError::unreadable)?, store.images().map_err(SnapshotError::unreadable)?))
 }

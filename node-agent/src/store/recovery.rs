@@ -114,7 +114,7 @@ pub(super) fn layers_on_disk(layout: &Layout) -> Result<Vec<LayerRecord>, StoreE
 pub(super) fn layer_at(path: &Path) -> Result<Option<LayerRecord>, StoreError> {
     let paths = LayerPaths::at(path);
     // The name counts: it is what a layer is found by.
-    let Ok(diff_id) = format!("sha256:{}", name(path)).parse::<Digest>() else { return Ok(None) };
+    let Some(diff_id) = Digest::from_hex(name(path)) else { return Ok(None) };
     let Some(meta) = read_json::<LayerMeta>(&paths.meta())? else { return Ok(None) };
     let is_whole = match fs::metadata(paths.tar()) {
         Ok(tar) => tar.len() == meta.size_bytes,
@@ -137,7 +137,7 @@ pub(super) fn images_on_disk(layout: &Layout) -> Result<Vec<ImageRecord>, StoreE
     let mut images = Vec::new();
     for path in entries(&layout.images())? {
         let Some(hex) = name(&path).strip_suffix(".json") else { continue };
-        let Ok(manifest) = format!("sha256:{hex}").parse::<Digest>() else { continue };
+        let Some(manifest) = Digest::from_hex(hex) else { continue };
         let Some(meta) = read_json::<ImageMeta>(&path)? else { continue };
         let diff_ids: Result<Vec<Digest>, _> = meta.diff_ids.iter().map(|diff_id| diff_id.parse()).collect();
         if let Ok(diff_ids) = diff_ids {
@@ -160,7 +160,8 @@ fn absent(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
-fn entries(directory: &Path) -> Result<Vec<PathBuf>, StoreError> {
+/// What is in a directory.
+pub(crate) fn entries(directory: &Path) -> Result<Vec<PathBuf>, StoreError> {
     let mut paths = Vec::new();
     for entry in fs::read_dir(directory).map_err(StoreError::io("read", directory))? {
         paths.push(entry.map_err(StoreError::io("read", directory))?.path());

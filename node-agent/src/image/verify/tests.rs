@@ -9,10 +9,9 @@ use std::{
 use super::*;
 use crate::{
     image::{
-        ImageConfig, Images as _,
-        tests::{PLATFORM, gzip, push_layers, wish},
+        Images as _,
+        tests::{gzip, image_config, push_layers, wish},
     },
-    meters::Meters,
     registry::{RegistryClient, RegistryConfig, test_registry::TestRegistry},
     snapshot::{DriverChoice, Limits},
     store::Store,
@@ -47,12 +46,7 @@ impl Bench {
         let mounts = folder.path().join("mounts");
         let snapshotter = crate::snapshot::open(driver, store.layout(), &mounts, Limits::default()).unwrap();
         let registries = RegistryClient::new(RegistryConfig { hosts: None, ..RegistryConfig::default() });
-        let config = ImageConfig {
-            max_parallel_layers: 3,
-            registry_bandwidth: None,
-            platform: PLATFORM,
-            meters: Meters::default(),
-        };
+        let config = image_config(None);
         let service = ImageService::open(config, Arc::clone(&store), Arc::new(registries), snapshotter).await.unwrap();
         let diff_ids = layers.map(|plain| Digest::of(&plain));
         Self { registry, service, store, diff_ids, manifest: pushed.manifest, folder }

@@ -213,14 +213,20 @@ mod tests {
     use crate::store::durable;
     use crate::store::steps::{Step, observers::Recorder, passed};
 
-    /// Does something in a folder, cuts the power after it, and lists what is there.
-    fn left(unsynced: Unsynced, act: impl FnOnce(&Path)) -> Vec<(String, Vec<u8>)> {
+    /// Does something in a folder and cuts the power after it; the folder that is left, and what it lies in.
+    fn cut_after(unsynced: Unsynced, act: impl FnOnce(&Path)) -> (tempfile::TempDir, PathBuf) {
         let root = tempfile::tempdir().expect("temporary directory");
         let (live, dead) = (root.path().join("live"), root.path().join("dead"));
         let recorder = Recorder::below(&live);
         fs::create_dir(&live).expect("mkdir");
         act(&live);
         Disk::after(&live, &recorder.steps()).cut(unsynced, &dead);
+        (root, dead)
+    }
+
+    /// Does something in a folder, cuts the power after it, and lists what is there.
+    fn left(unsynced: Unsynced, act: impl FnOnce(&Path)) -> Vec<(String, Vec<u8>)> {
+        let (_root, dead) = cut_after(unsynced, act);
         let mut found = Vec::new();
         for entry in fs::read_dir(&dead).expect("read") {
             let entry = entry.expect("entry");
@@ -233,12 +239,7 @@ mod tests {
 
     /// As [`left`], one level further down: `folder/name`.
     fn below(unsynced: Unsynced, act: impl FnOnce(&Path)) -> Vec<String> {
-        let root = tempfile::tempdir().expect("temporary directory");
-        let (live, dead) = (root.path().join("live"), root.path().join("dead"));
-        let recorder = Recorder::below(&live);
-        fs::create_dir(&live).expect("mkdir");
-        act(&live);
-        Disk::after(&live, &recorder.steps()).cut(unsynced, &dead);
+        let (_root, dead) = cut_after(unsynced, act);
         let mut found = Vec::new();
         for folder in fs::read_dir(&dead).expect("read") {
             let folder = folder.expect("entry");
