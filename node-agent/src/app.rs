@@ -311,6 +311,7 @@ async fn open_images(
     let image_config = ImageConfig {
         max_parallel_layers: config.max_parallel_layers,
         registry_bandwidth: config.registry_bandwidth,
+        resume_over: config.resume_over,
         platform: Platform::host(),
         meters: meters.clone(),
     };

@@ -75,6 +75,10 @@ pub struct Config {
     /// given.
     #[arg(long, env = "LARDER_REGISTRY_BANDWIDTH", value_name = "BYTES", value_parser = parse_bandwidth)]
     pub registry_bandwidth: Option<NonZeroU64>,
+    /// What comes of a layer whose download takes longer is kept, so that it goes on where it was when the agent was
+    /// killed; a shorter one is begun anew. 0s keeps each.
+    #[arg(long, env = "LARDER_RESUME_OVER", default_value = "5s", value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub resume_over: Duration,
     /// Registry logins of this node, in the form of docker's config.json. Pods' own logins are tried first.
     #[arg(long, env = "LARDER_REGISTRY_AUTH_FILE", default_value = "/etc/larder/config.json", value_name = "FILE")]
     pub registry_auth_file: PathBuf,

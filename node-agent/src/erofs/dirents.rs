@@ -15,14 +15,19 @@ pub(crate) struct Dirent<'a> {
     pub(crate) file_type: u8,
 }
 
-/// A directory's names in order, `.` and `..` among them: names such as `!` and `.-` sort before them.
+/// A directory's names in order, `.` and `..` among them.
 pub(crate) fn names(directory: &Directory) -> Vec<&[u8]> {
-    let mut names: Vec<&[u8]> = directory.entries.keys().map(AsRef::as_ref).collect();
-    for dots in [&b"."[..], b".."] {
-        let at = names.partition_point(|name| *name < dots);
-        names.insert(at, dots);
+    with_dots(directory.entries.keys().map(AsRef::as_ref).collect(), |name| *name, [b".", b".."])
+}
+
+/// Puts `.` and `..` among entries in order of name: names such as `!` and `.-` sort before them.
+pub(crate) fn with_dots<T>(mut entries: Vec<T>, name: impl Fn(&T) -> &[u8], dots: [T; 2]) -> Vec<T> {
+    entries.reserve(dots.len());
+    for dots in dots {
+        let at = entries.partition_point(|entry| name(entry) < name(&dots));
+        entries.insert(at, dots);
     }
-    names
+    entries
 }
 
 /// How many bytes a directory with these names takes. `names` are sorted and include `.` and `..`.

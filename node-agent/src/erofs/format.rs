@@ -53,6 +53,8 @@ pub(crate) const DEVICES_MAX: usize = 65_535;
 
 /// An inode's number is its place in units of this many bytes.
 pub(crate) const SLOT_BYTES: u64 = 32;
+/// The same, for slices.
+pub(crate) const SLOT_LEN: usize = 32;
 /// An extended inode, for slices.
 pub(crate) const INODE_LEN: usize = 64;
 /// An extended inode.

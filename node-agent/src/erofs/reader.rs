@@ -3,14 +3,12 @@
 //! Only what [`super::writer`] writes is understood. The bytes come from a disk and may be anything: every offset is checked,
 //! and an image that makes no sense is an error, never a panic or an endless walk.
 
-use std::collections::HashMap;
-
 use super::chunks::{self, Chunk};
 use super::dirents;
 use super::format::{
     BLOCK, BLOCK_BITS, BLOCK_LEN, CHUNK_BITS_MASK, CHUNK_INDEX_BYTES, CHUNK_INDEX_LEN, CHUNK_INDEXES, FORMAT_EXTENDED,
-    HOLE, INODE_BYTES, LAYOUT_CHUNKS, LAYOUT_INLINE, LAYOUT_PLAIN, MAGIC, SLOT_BYTES, SUPERBLOCK_AT, mode, round_up,
-    superblock_checksum,
+    HOLE, INODE_BYTES, LAYOUT_CHUNKS, LAYOUT_INLINE, LAYOUT_PLAIN, MAGIC, SLOT_BYTES, SLOT_LEN, SUPERBLOCK_AT, mode,
+    round_up, superblock_checksum,
 };
 use super::tree::{
     Data, DeviceNumber, Directory, Inode, InodeId, Metadata, NAME_MAX, Node, Origin, Regular, Timestamp, Tree,
@@ -41,32 +39,45 @@ pub fn read_image(bytes: &[u8]) -> Result<Tree, ReadError> {
     let image = Image::open(bytes)?;
     let root = image.root;
     let mut tree = Tree::new();
-    let mut known = HashMap::from([(root, InodeId::ROOT)]);
+    // By number: an inode begins at each slot at most.
+    let mut known: Vec<Option<InodeId>> = vec![None; bytes.len().div_ceil(SLOT_LEN)];
     let (inode, names) = image.inode(root, InodeId::ROOT)?;
     if names.is_none() {
         return Err(ReadError::Inode { number: root, what: "type" });
     }
     *tree.inode_mut(InodeId::ROOT) = inode;
+    *slot(&mut known, root)? = Some(InodeId::ROOT);
     let mut open = vec![(InodeId::ROOT, names.unwrap_or_default())];
-    while let Some((directory, entries)) = open.pop() {
-        for (name, number) in entries {
-            let id = match known.get(&number) {
-                Some(id) if tree.directory(*id).is_some() => {
+    while let Some((directory, names)) = open.pop() {
+        let mut entries = Vec::with_capacity(names.len());
+        for (name, number) in names {
+            let known = slot(&mut known, number)?;
+            let id = match *known {
+                Some(id) if tree.directory(id).is_some() => {
                     return Err(ReadError::Inode { number, what: "second name" });
                 }
-                Some(id) => *id,
+                Some(id) => id,
                 None => {
                     let (inode, names) = image.inode(number, directory)?;
                     let id = tree.add(inode);
-                    known.insert(number, id);
+                    *known = Some(id);
                     open.extend(names.map(|names| (id, names)));
                     id
                 }
             };
-            tree.link(directory, name, id);
+            entries.push((name.into(), id));
+        }
+        if let Some(directory) = tree.directory_mut(directory) {
+            // They are in order, and a map that is made of all at once is made fast.
+            directory.entries = entries.into_iter().collect();
         }
     }
     Ok(tree)
+}
+
+fn slot(known: &mut [Option<InodeId>], number: u64) -> Result<&mut Option<InodeId>, ReadError> {
+    let at = usize::try_from(number).unwrap_or(usize::MAX);
+    known.get_mut(at).ok_or(ReadError::Inode { number, what: "place" })
 }
 
 /// An image whose superblock makes sense.

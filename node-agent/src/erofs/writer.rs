@@ -191,18 +191,14 @@ fn content(tree: &Tree, layout: &Layout<'_>, id: InodeId) -> Vec<u8> {
     match &tree.inode(id).node {
         Node::Symlink(target) | Node::LinkBelow(target) => target.to_vec(),
         Node::Directory(directory) => {
-            let number = |id: InodeId| layout.places[id.index()].number();
-            let entries: Vec<Dirent<'_>> = dirents::names(directory)
-                .into_iter()
-                .map(|name| match name {
-                    b"." => Dirent { name, number: number(id), file_type: file_type::DIRECTORY },
-                    b".." => Dirent { name, number: number(directory.parent), file_type: file_type::DIRECTORY },
-                    _ => {
-                        let child = directory.entries[name];
-                        Dirent { name, number: number(child), file_type: kind(&tree.inode(child).node).1 }
-                    }
-                })
-                .collect();
+            let entry = |name, id: InodeId| Dirent {
+                name,
+                number: layout.places[id.index()].number(),
+                file_type: kind(&tree.inode(id).node).1,
+            };
+            let named = directory.entries.iter().map(|(name, child)| entry(&**name, *child)).collect();
+            let entries =
+                dirents::with_dots(named, |entry| entry.name, [entry(b".", id), entry(b"..", directory.parent)]);
             dirents::encode(&entries)
         }
         Node::Regular(_) | Node::CharDevice(_) | Node::BlockDevice(_) | Node::Fifo | Node::Socket | Node::Whiteout => {

@@ -28,11 +28,16 @@ pub fn resident_bytes() -> u64 {
 mod glibc {
     /// The async threads and the blocking ones rarely allocate at the same time.
     const ARENAS: libc::c_int = 2;
-    /// Larger allocations have a mapping of their own, which goes when they are freed. To set it fixes it.
-    const MAPPED_FROM: libc::c_int = 128 << 10;
+    /// Larger allocations have a mapping of their own, which goes when they are freed. To set it fixes it. The half megabytes
+    /// that come from registries are below: a mapping for each would mean a fault for each of its pages.
+    const MAPPED_FROM: libc::c_int = 1 << 20;
+    /// So much of the end of an arena is kept when it is freed, for the next of those pieces. The end of a pull gives it back.
+    const KEPT_AT_END: libc::c_int = 8 << 20;
 
     pub(super) fn keep_small() {
-        for (parameter, value) in [(libc::M_ARENA_MAX, ARENAS), (libc::M_MMAP_THRESHOLD, MAPPED_FROM)] {
+        for (parameter, value) in
+            [(libc::M_ARENA_MAX, ARENAS), (libc::M_MMAP_THRESHOLD, MAPPED_FROM), (libc::M_TRIM_THRESHOLD, KEPT_AT_END)]
+        {
             // SAFETY: takes two numbers; the allocator locks its own state. A value that it refuses changes nothing.
             let _ = unsafe { libc::mallopt(parameter, value) };
         }

@@ -3,6 +3,9 @@
 //! A transfer goes on from such a file after the agent was killed, or when the pod is tried again. Nothing in it is
 //! trusted: it is hashed again from the start, so it may be torn by a power cut. It is written by one transfer at a time,
 //! and a file that cannot be written is no reason to stop: then nothing is kept. Everything here blocks.
+//!
+//! What comes so fast that it is sooner fetched again is not kept: to write it down as well would slow down the pull that
+//! it is meant to save. The first megabytes wait in memory until that can be told.
 
 use std::{
     collections::HashSet,
@@ -13,6 +16,9 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
+use tokio::time::Instant;
+
 use super::pull_plan::Content;
 use crate::{
     digest::Digest,
@@ -21,6 +27,8 @@ use crate::{
 
 /// Less than this is fetched again sooner than it is kept.
 const WORTH_KEEPING: u64 = 1 << 20;
+/// After so many bytes it is told how long the whole will take. They wait in memory until then, for each layer under way.
+const JUDGED_AFTER: u64 = 4 << 20;
 /// A file that nobody has added to for so long is not gone on with: tags have moved on.
 const OLD: Duration = Duration::from_secs(24 * 3600);
 
@@ -29,6 +37,8 @@ const OLD: Duration = Duration::from_secs(24 * 3600);
 pub(super) struct Partials {
     store: Arc<Store>,
     leased: Arc<Mutex<HashSet<Digest>>>,
+    /// Downloads that take longer are kept.
+    over: Duration,
 }
 
 /// The right to write one blob's file. It ends with its last clone.
@@ -47,18 +57,54 @@ impl Drop for Leased {
     }
 }
 
-/// One blob's file, open for more. One that did not become worth keeping goes away with this value.
+/// One blob's file, to be added to. One that did not become worth keeping goes away with this value.
 #[derive(Debug)]
 pub(super) struct Partial {
     path: PathBuf,
-    file: Option<File>,
+    keeping: Keeping,
+    /// In the file.
     bytes: u64,
+    pace: Pace,
     _lease: Lease,
 }
 
+/// Whether a download is kept.
+#[derive(Debug)]
+enum Keeping {
+    /// That cannot be told yet. What has come waits here, shared with who inflates it.
+    Undecided(Vec<Bytes>),
+    /// It is, in this file.
+    Kept(File),
+    /// It is not.
+    NotKept,
+}
+
+/// How fast a download is.
+#[derive(Debug, Clone, Copy)]
+struct Pace {
+    begun: Instant,
+    size: u64,
+    over: Duration,
+}
+
+impl Pace {
+    /// Whether a download of which so many bytes have come takes longer than what is fetched again; none as long as that
+    /// cannot be told.
+    fn is_slow(&self, bytes: u64, now: Instant) -> Option<bool> {
+        let elapsed = now.saturating_duration_since(self.begun);
+        if elapsed >= self.over {
+            return Some(true);
+        }
+        // The whole takes as many times longer as it has more bytes.
+        let slow = elapsed.as_nanos() * u128::from(self.size) >= self.over.as_nanos() * u128::from(bytes);
+        (bytes >= JUDGED_AFTER).then_some(slow)
+    }
+}
+
 impl Partials {
-    pub(super) fn new(store: Arc<Store>) -> Self {
-        Self { store, leased: Arc::default() }
+    /// Keeps downloads that take longer than `over`.
+    pub(super) fn new(store: Arc<Store>, over: Duration) -> Self {
+        Self { store, leased: Arc::default(), over }
     }
 
     /// The right to keep what comes of a blob; none when it is too small for that, or another transfer keeps it.
@@ -71,14 +117,22 @@ impl Partials {
         new.then(|| Lease(Arc::new(Leased { digest, leased: Arc::clone(&self.leased) })))
     }
 
-    /// Opens a blob's file, and removes those that have grown old. None when it cannot be had.
+    /// Finds what is kept of a blob, for more to be added, and removes files that have grown old. None when it cannot be
+    /// had.
     pub(super) fn open(&self, content: &Content, lease: Lease) -> Option<Partial> {
         self.sweep(|age| age > OLD);
         let path = self.store.layout().partial(&content.digest);
-        let opened = open(&path, content.size);
-        let (file, bytes) =
-            opened.inspect_err(|err| tracing::debug!(path = %path.display(), %err, "keep nothing")).ok()?;
-        Some(Partial { path, file: Some(file), bytes, _lease: lease })
+        let kept = match kept(&path, content.size) {
+            Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(None),
+            other => other.map(Some),
+        };
+        let kept = kept.inspect_err(|err| tracing::debug!(path = %path.display(), %err, "keep nothing")).ok()?;
+        let (keeping, bytes) = match kept {
+            Some((file, bytes)) => (Keeping::Kept(file), bytes),
+            None => (Keeping::Undecided(Vec::new()), 0),
+        };
+        let pace = Pace { begun: Instant::now(), size: content.size, over: self.over };
+        Some(Partial { path, keeping, bytes, pace, _lease: lease })
     }
 
     /// Removes a blob's file, of which nothing is of use.
@@ -114,8 +168,9 @@ fn digest_of(path: &Path) -> Option<Digest> {
     Digest::from_hex(path.file_name()?.to_str()?.strip_suffix(".partial")?)
 }
 
-fn open(path: &Path, size: u64) -> io::Result<(File, u64)> {
-    let file = File::options().create(true).append(true).open(path)?;
+/// The file of an earlier transfer, and its length.
+fn kept(path: &Path, size: u64) -> io::Result<(File, u64)> {
+    let file = File::options().append(true).open(path)?;
     let bytes = file.metadata()?.len();
     if bytes <= size {
         return Ok((file, bytes));
@@ -143,8 +198,39 @@ impl Partial {
     }
 
     /// Appends what has come. From the first failure on, nothing is kept.
-    pub(super) fn append(&mut self, data: &[u8]) {
-        let Some(file) = &mut self.file else { return };
+    pub(super) fn append(&mut self, data: &Bytes) {
+        match &mut self.keeping {
+            Keeping::NotKept => {}
+            Keeping::Kept(_) => self.write(data),
+            Keeping::Undecided(held) => {
+                held.push(data.clone());
+                let bytes: u64 = held.iter().map(|data| data.len() as u64).sum();
+                match self.pace.is_slow(bytes, Instant::now()) {
+                    None => {}
+                    Some(false) => self.keeping = Keeping::NotKept,
+                    Some(true) => self.begin(),
+                }
+            }
+        }
+    }
+
+    /// Begins the file with what has come so far.
+    fn begin(&mut self) {
+        let file = match File::options().create(true).append(true).open(&self.path) {
+            Ok(file) => file,
+            Err(err) => {
+                tracing::debug!(path = %self.path.display(), %err, "keep nothing");
+                self.keeping = Keeping::NotKept;
+                return;
+            }
+        };
+        if let Keeping::Undecided(held) = std::mem::replace(&mut self.keeping, Keeping::Kept(file)) {
+            held.iter().for_each(|data| self.write(data));
+        }
+    }
+
+    fn write(&mut self, data: &Bytes) {
+        let Keeping::Kept(file) = &mut self.keeping else { return };
         match file.write_all(data) {
             Ok(()) => self.bytes += u64::try_from(data.len()).unwrap_or(u64::MAX),
             Err(err) => {
@@ -156,14 +242,15 @@ impl Partial {
 
     /// Takes it away: the layer is whole, or the room is needed.
     pub(super) fn remove(&mut self) {
-        self.file = None;
-        remove(&self.path);
+        if let Keeping::Kept(_) = std::mem::replace(&mut self.keeping, Keeping::NotKept) {
+            remove(&self.path);
+        }
     }
 }
 
 impl Drop for Partial {
     fn drop(&mut self) {
-        if self.file.is_some() && self.bytes < WORTH_KEEPING {
+        if self.bytes < WORTH_KEEPING {
             self.remove();
         }
     }
@@ -176,9 +263,17 @@ mod tests {
     use super::*;
 
     fn partials() -> (tempfile::TempDir, Partials, Content) {
+        partials_over(Duration::ZERO)
+    }
+
+    fn partials_over(over: Duration) -> (tempfile::TempDir, Partials, Content) {
         let dir = tempfile::tempdir().unwrap();
-        let partials = Partials::new(Arc::new(Store::open(dir.path()).unwrap()));
+        let partials = Partials::new(Arc::new(Store::open(dir.path()).unwrap()), over);
         (dir, partials, Content { digest: Digest::of(b"blob"), size: 3 << 20 })
+    }
+
+    fn ones(length: usize) -> Bytes {
+        vec![1; length].into()
     }
 
     fn open(partials: &Partials, content: &Content) -> Partial {
@@ -190,15 +285,15 @@ mod tests {
         let (_dir, partials, content) = partials();
         let mut first = open(&partials, &content);
         let path = first.path().to_owned();
-        first.append(&[1; 1000]);
+        first.append(&ones(1000));
         drop(first);
         assert!(!path.exists(), "a thousand bytes are not worth it");
         let mut second = open(&partials, &content);
-        second.append(&vec![1; 1 << 20]);
+        second.append(&ones(1 << 20));
         drop(second);
         let mut third = open(&partials, &content);
         assert_eq!(third.bytes(), 1 << 20);
-        third.append(b"more");
+        third.append(&Bytes::from_static(b"more"));
         assert_eq!(fs::metadata(&path).unwrap().len(), (1 << 20) + 4);
         third.remove();
         assert!(!path.exists());
@@ -208,7 +303,7 @@ mod tests {
     fn is_written_by_one_transfer_and_not_swept_from_under_it() {
         let (_dir, partials, content) = partials();
         let mut one = open(&partials, &content);
-        one.append(&vec![1; 2 << 20]);
+        one.append(&ones(2 << 20));
         assert!(partials.lease(&content).is_none());
         assert_eq!(partials.remove_idle(), 0);
         drop(one);
@@ -230,5 +325,47 @@ mod tests {
             drop(open(&partials, &content));
             assert_eq!(other.exists(), stays, "{age:?}");
         }
+    }
+
+    #[test]
+    fn what_comes_fast_is_not_kept() {
+        let (_dir, partials, content) = partials_over(Duration::from_secs(3600));
+        let mut fast = open(&partials, &Content { size: 5 << 20, ..content });
+        let path = fast.path().to_owned();
+        for _ in 0..5 {
+            fast.append(&ones(1 << 20));
+            assert!(!path.exists());
+        }
+        assert_eq!(fast.bytes(), 0);
+        drop(fast);
+        // What is kept already goes on, however fast.
+        fs::write(&path, vec![1; 2 << 20]).unwrap();
+        let mut further = open(&partials, &content);
+        further.append(&ones(1 << 20));
+        assert_eq!((further.bytes(), fs::metadata(&path).unwrap().len()), (3 << 20, 3 << 20));
+    }
+
+    #[test]
+    fn what_turns_out_to_be_slow_is_kept_from_its_first_byte_on() {
+        let (_dir, partials, content) = partials_over(Duration::from_secs(3600));
+        let mut slow = open(&partials, &content);
+        slow.append(&ones(1000));
+        assert!(!slow.path().exists());
+        slow.pace.over = Duration::ZERO;
+        slow.append(&ones(1 << 20));
+        assert_eq!((slow.bytes(), fs::metadata(slow.path()).unwrap().len()), (1000 + (1 << 20), 1000 + (1 << 20)));
+    }
+
+    #[test]
+    fn a_pace_is_told_after_some_bytes_or_some_time() {
+        let begun = Instant::now();
+        let pace = Pace { begun, size: 100 << 20, over: Duration::from_secs(5) };
+        let is_slow = |bytes: u64, milliseconds| pace.is_slow(bytes, begun + Duration::from_millis(milliseconds));
+        // 4 MiB in 100 ms are 2.5 s for the whole, in 250 ms 6.25 s.
+        assert_eq!(is_slow(4 << 20, 100), Some(false));
+        assert_eq!(is_slow(4 << 20, 250), Some(true));
+        assert_eq!(is_slow(1 << 20, 4999), None);
+        assert_eq!(is_slow(1, 5000), Some(true));
+        assert_eq!(Pace { over: Duration::ZERO, ..pace }.is_slow(0, begun), Some(true));
     }
 }

@@ -1,6 +1,6 @@
 //! [`Images`] for pods: the one rule, carried out.
 
-use std::{num::NonZeroU64, sync::Arc};
+use std::{num::NonZeroU64, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use tokio::{
@@ -43,6 +43,8 @@ pub struct ImageConfig {
     pub max_parallel_layers: usize,
     /// How many bytes a second may come from all registries together.
     pub registry_bandwidth: Option<NonZeroU64>,
+    /// Downloads that take longer go on where they were after this process has ended.
+    pub resume_over: Duration,
     /// What images are chosen for.
     pub platform: Platform,
     /// Where pulls are counted.
@@ -205,7 +207,7 @@ impl ImageService {
         let puller = Puller {
             store: Arc::clone(&store),
             snapshotter: Arc::clone(&snapshotter),
-            partials: Partials::new(Arc::clone(&store)),
+            partials: Partials::new(Arc::clone(&store), config.resume_over),
             bandwidth: Arc::new(Bandwidth::new(config.registry_bandwidth)),
             meters: config.meters,
             tasks: tasks.clone(),

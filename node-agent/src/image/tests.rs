@@ -4,7 +4,7 @@ mod formats;
 mod limits;
 mod transfer;
 
-use std::{io::Write as _, num::NonZeroU64, path::PathBuf};
+use std::{io::Write as _, num::NonZeroU64, path::PathBuf, time::Duration};
 
 use serde_json::json;
 
@@ -23,7 +23,13 @@ pub(super) const PLATFORM: pull_plan::Platform =
 
 /// How the images of tests are pulled.
 pub(super) fn image_config(registry_bandwidth: Option<NonZeroU64>) -> ImageConfig {
-    ImageConfig { max_parallel_layers: 3, registry_bandwidth, platform: PLATFORM, meters: Meters::default() }
+    ImageConfig {
+        max_parallel_layers: 3,
+        registry_bandwidth,
+        resume_over: Duration::ZERO,
+        platform: PLATFORM,
+        meters: Meters::default(),
+    }
 }
 
 /// A service, its store and its folder.
