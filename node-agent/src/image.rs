@@ -39,7 +39,7 @@ pub use self::{
         BuildCache, BuildEvent, CacheChange, CacheError, CacheList, CachePhase, CacheState, CachedImage, NodeImage,
         changes,
     },
-    pulls::{PullList, PullState},
+    pulls::{Moved, PullList, PullState},
     service::{ImageConfig, ImageService},
 };
 use crate::digest::Digest;
@@ -108,16 +108,7 @@ pub enum ImageProgress {
     /// The registry is being asked.
     Pulling,
     /// Some of the layers are here.
-    Layers {
-        /// Bytes that have come, of `total_bytes`, both as transferred.
-        done_bytes: u64,
-        /// Bytes to come in all.
-        total_bytes: u64,
-        /// Layers that are whole, of `total_layers` that were not here.
-        done_layers: u32,
-        /// Layers to come in all.
-        total_layers: u32,
-    },
+    Layers(Moved),
     /// The image came from the registry.
     Pulled {
         /// Time for this image, without waiting for others.

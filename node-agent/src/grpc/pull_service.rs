@@ -38,10 +38,10 @@ fn response(list: &PullList) -> v1::WatchPullsResponse {
         reference: reference.clone(),
         started: Some(convert::timestamp(state.started)),
         waiting: state.waiting,
-        done_bytes: state.done_bytes,
-        total_bytes: state.total_bytes,
-        done_layers: state.done_layers,
-        total_layers: state.total_layers,
+        done_bytes: state.moved.done_bytes,
+        total_bytes: state.moved.total_bytes,
+        done_layers: state.moved.done_layers,
+        total_layers: state.moved.total_layers,
     });
     v1::WatchPullsResponse { pulls: pulls.collect() }
 }
@@ -51,17 +51,14 @@ mod tests {
     use jiff::Timestamp;
 
     use super::*;
-    use crate::image::PullState;
+    use crate::image::{Moved, PullState};
 
     #[test]
     fn tells_all_of_a_pull() {
         let state = PullState {
             started: Timestamp::from_second(7).unwrap(),
             waiting: 1,
-            done_bytes: 2,
-            total_bytes: 3,
-            done_layers: 4,
-            total_layers: 5,
+            moved: Moved { done_bytes: 2, total_bytes: 3, done_layers: 4, total_layers: 5 },
         };
         let told = response(&Arc::new([("a".to_owned(), state)].into()));
         let [pull] = &told.pulls[..] else { panic!("{told:?}") };

@@ -13,7 +13,7 @@ use super::{Services, convert};
 use crate::{
     chain::Chain,
     image::{
-        EnsureImage, EnsureImageError, ImageProgress, ImageService, Images as _, PresentImage, PullPolicy,
+        EnsureImage, EnsureImageError, ImageProgress, ImageService, Images as _, Moved, PresentImage, PullPolicy,
         RegistryAccess,
         inventory::{InventoryError, Prune, StoredImage, StoredLayer, Usage},
         verify::{Finding, Outcome, Subject, Verified, VerifyError, VerifyStep},
@@ -111,7 +111,7 @@ impl v1::store_service_server::StoreService for StoreApi {
         let work = async move { images.ensure(wish, sender).await };
         let items = told(receiver, work).filter_map(|told| {
             let item = match told {
-                Told::Step(ImageProgress::Layers { done_bytes, total_bytes, .. }) => {
+                Told::Step(ImageProgress::Layers(Moved { done_bytes, total_bytes, .. })) => {
                     Some(Ok(Item::Progress(v1::PullProgress { done_bytes, total_bytes })))
                 }
                 Told::Step(ImageProgress::Pulling | ImageProgress::Pulled { .. } | ImageProgress::AlreadyPresent) => {

@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 use super::{
     pull::{self, PullError, Puller},
     pull_plan::{self, Plan, PlannedLayer},
+    pulls::Moved,
     single_flight::{Flights, Passenger},
 };
 use crate::{
@@ -56,15 +57,6 @@ pub(super) struct Fetcher {
 pub(super) struct Fetched {
     /// When the first of the layers had its turn; none when nothing had to be fetched.
     pub(super) begun: Option<Instant>,
-}
-
-/// How far a fetch is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Moved {
-    pub(super) done_bytes: u64,
-    pub(super) total_bytes: u64,
-    pub(super) done_layers: u32,
-    pub(super) total_layers: u32,
 }
 
 impl Fetcher {

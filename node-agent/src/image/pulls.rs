@@ -7,7 +7,6 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
-use super::fetch::Moved;
 use crate::{host::memory, meters::Meters, registry::Reference};
 
 /// How far a pull is.
@@ -17,13 +16,20 @@ pub struct PullState {
     pub started: Timestamp,
     /// How many pods and caches wait for it.
     pub waiting: u32,
+    /// How much has come.
+    pub moved: Moved,
+}
+
+/// How much of an image has come. Layers that were here before are not counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Moved {
     /// Bytes that have come, as transferred.
     pub done_bytes: u64,
     /// Bytes to come in all; 0 while the registry is asked what there is.
     pub total_bytes: u64,
     /// Layers that are whole.
     pub done_layers: u32,
-    /// Layers to come in all; those that were here before are not counted.
+    /// Layers to come in all.
     pub total_layers: u32,
 }
 
@@ -58,8 +64,7 @@ impl Pulls {
     /// Somebody begins to wait for an image.
     pub(super) fn begin(&self, reference: &Reference, now: Timestamp) -> Pull {
         let reference = reference.to_string();
-        let new =
-            PullState { started: now, waiting: 0, done_bytes: 0, total_bytes: 0, done_layers: 0, total_layers: 0 };
+        let new = PullState { started: now, waiting: 0, moved: Moved::default() };
         self.change(|list| list.entry(reference.clone()).or_insert(new).waiting += 1);
         Pull { reference, pulls: self.clone() }
     }
@@ -76,9 +81,9 @@ impl Pull {
     /// It has come this far.
     pub(super) fn moved(&self, moved: Moved) {
         self.pulls.change(|list| {
-            let Some(state) = list.get_mut(&self.reference) else { return };
-            (state.done_bytes, state.total_bytes) = (moved.done_bytes, moved.total_bytes);
-            (state.done_layers, state.total_layers) = (moved.done_layers, moved.total_layers);
+            if let Some(state) = list.get_mut(&self.reference) {
+                state.moved = moved;
+            }
         });
     }
 }
@@ -115,11 +120,11 @@ mod tests {
         let start = Timestamp::from_second(7).unwrap();
         let first = pulls.begin(&reference, start);
         let second = pulls.begin(&reference, Timestamp::from_second(9).unwrap());
-        first.moved(Moved { done_bytes: 3, total_bytes: 10, done_layers: 1, total_layers: 2 });
+        let moved = Moved { done_bytes: 3, total_bytes: 10, done_layers: 1, total_layers: 2 };
+        first.moved(moved);
         assert!(watched.has_changed().unwrap());
         let list = watched.borrow_and_update().clone();
-        let expected =
-            PullState { started: start, waiting: 2, done_bytes: 3, total_bytes: 10, done_layers: 1, total_layers: 2 };
+        let expected = PullState { started: start, waiting: 2, moved };
         assert_eq!(list.iter().collect::<Vec<_>>(), [(&"a.io/b:1".to_owned(), &expected)]);
         assert_eq!(pulls.meters.pulls.get(), 1);
         drop(first);

@@ -14,12 +14,12 @@ use super::{
     bandwidth::Bandwidth,
     cache::{BuildCache, CacheError, CacheList, Held, Keeper, NodeImage},
     documents::Documents,
-    fetch::{Fetcher, Moved},
+    fetch::Fetcher,
     mounts::{Mounts, Pin},
     partial::Partials,
     pull::{PullError, Puller},
     pull_plan::Platform,
-    pulls::{PullList, Pulls},
+    pulls::{Moved, PullList, Pulls},
     resolve::{ResolveError, ResolvedImage, Resolver},
 };
 use crate::{
@@ -342,9 +342,8 @@ impl ImageService {
         let pull = self.engine.pulls.begin(reference, jiff::Timestamp::now());
         let report = |moved: Moved| {
             pull.moved(moved);
-            let Moved { done_bytes, total_bytes, done_layers, total_layers } = moved;
             // What is not read in time is out of date.
-            let _ = progress.try_send(ImageProgress::Layers { done_bytes, total_bytes, done_layers, total_layers });
+            let _ = progress.try_send(ImageProgress::Layers(moved));
         };
         let pulled = self.engine.pull(reference, &wish.access, report).await?;
         let waited = pulled.waited();

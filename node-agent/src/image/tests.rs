@@ -408,7 +408,7 @@ async fn giving_up_ends_the_transfer() {
         loop {
             tokio::select! {
                 _ = &mut ensuring => panic!("it cannot end"),
-                step = receiver.recv() => if matches!(step, Some(ImageProgress::Layers { .. })) { break },
+                step = receiver.recv() => if matches!(step, Some(ImageProgress::Layers(_))) { break },
             }
         }
     }

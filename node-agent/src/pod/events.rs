@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use crate::image::Moved;
+
 /// Something to be recorded as a Kubernetes event on a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PodEvent {
@@ -67,10 +69,10 @@ pub fn pulling(image: &str) -> Notice {
 }
 
 /// How far a pull that takes long has come: what is done, and of how much.
-pub fn pull_progress(image: &str, bytes: (u64, u64), layers: (u32, u32)) -> Notice {
+pub fn pull_progress(image: &str, moved: Moved) -> Notice {
     let mebibytes = |bytes: u64| bytes.div_ceil(1 << 20);
-    let (done, total) = (mebibytes(bytes.0), mebibytes(bytes.1));
-    let (whole, all) = layers;
+    let (done, total) = (mebibytes(moved.done_bytes), mebibytes(moved.total_bytes));
+    let (whole, all) = (moved.done_layers, moved.total_layers);
     normal("Pulling", format!("Pulling image \"{image}\": {done} of {total} MiB, {whole} of {all} layers"))
 }
 

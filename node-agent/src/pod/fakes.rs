@@ -25,7 +25,9 @@ use super::{
 };
 use crate::{
     digest::Digest,
-    image::{EnsureImage, EnsureImageError, ImageLease, ImageProgress, Images, Lease, PresentImage, RegistryAccess},
+    image::{
+        EnsureImage, EnsureImageError, ImageLease, ImageProgress, Images, Lease, Moved, PresentImage, RegistryAccess,
+    },
     runtime::{
         BindMount, Container, ContainerExit, ContainerId, ContainerSpec, ContainerState, Runtime, RuntimeError, Signal,
         users::ProcessUser,
@@ -251,8 +253,8 @@ impl Images for FakeHost {
                 for second in 0..90 {
                     tokio::time::sleep(Duration::from_secs(1)).await;
                     let (done_bytes, total_bytes) = (second << 20, 90 << 20);
-                    let layers = ImageProgress::Layers { done_bytes, total_bytes, done_layers: 1, total_layers: 2 };
-                    progress.send(layers).await.unwrap();
+                    let moved = Moved { done_bytes, total_bytes, done_layers: 1, total_layers: 2 };
+                    progress.send(ImageProgress::Layers(moved)).await.unwrap();
                 }
                 let (took, size_bytes) = (Duration::from_secs(90), 90 << 20);
                 let pulled = ImageProgress::Pulled { took, took_with_waiting: took, size_bytes };

@@ -18,7 +18,7 @@ use crate::{
     image::{
         mounts::Pin,
         pull_plan::Plan,
-        pulls::Pull,
+        pulls::{Moved, Pull},
         resolve::ResolvedImage,
         service::{Engine, EngineError},
     },
@@ -131,7 +131,7 @@ impl Build {
 
     async fn fetch(&self, one: &Wanted, all: &[Wanted]) -> Result<(), BuildError> {
         let total: u64 = all.iter().map(|wanted| wanted.plan.missing_bytes).sum();
-        let report = |moved: crate::image::fetch::Moved| {
+        let report = |moved: Moved| {
             one.pull.moved(moved);
             one.done.store(moved.done_bytes, Ordering::Relaxed);
             let done: u64 = all.iter().map(|wanted| wanted.done.load(Ordering::Relaxed)).sum();

@@ -104,7 +104,7 @@ async fn a_transfer_goes_on_after_the_agent_has_ended() {
     image.unwrap();
     assert_eq!(ranges(&registry, &blob), [range(2 << 20)]);
     let total = progress.iter().find_map(|step| match step {
-        ImageProgress::Layers { total_bytes, total_layers, .. } => Some((*total_bytes, *total_layers)),
+        ImageProgress::Layers(moved) => Some((moved.total_bytes, moved.total_layers)),
         ImageProgress::Pulling | ImageProgress::Pulled { .. } | ImageProgress::AlreadyPresent => None,
     });
     assert_eq!(total, Some((u64::try_from(gzip(&plain).len()).unwrap(), 1)));
@@ -201,7 +201,7 @@ async fn pulls_are_seen_while_they_are_under_way() {
         let pulls =
             [bench.service.ensure(wish(&reference), sender.clone()), bench.service.ensure(wish(&reference), sender)];
         let seen = async {
-            let moves = |list: &PullList| list.get(&reference).is_some_and(|pull| pull.done_bytes > 0);
+            let moves = |list: &PullList| list.get(&reference).is_some_and(|pull| pull.moved.done_bytes > 0);
             // Not to be held on to: a pull that ends changes the list.
             watched.wait_for(moves).await.unwrap().clone()
         };
@@ -210,8 +210,9 @@ async fn pulls_are_seen_while_they_are_under_way() {
             seen = seen => seen,
         };
         let pull = seen[&reference];
-        let total_bytes = u64::try_from(LARGE).unwrap();
-        assert_eq!((pull.waiting, pull.total_bytes, pull.done_layers, pull.total_layers), (2, total_bytes, 0, 1));
+        let expected =
+            Moved { total_bytes: u64::try_from(LARGE).unwrap(), done_layers: 0, total_layers: 1, ..pull.moved };
+        assert_eq!((pull.waiting, pull.moved), (2, expected));
     }
     assert!(bench.service.watch_pulls().borrow().is_empty());
 }

@@ -283,9 +283,9 @@ async fn ensure(
             Some(news) = progress.recv() => match news {
                 // Whoever takes the notes ends before this task does; then nobody is interested.
                 ImageProgress::Pulling => drop(notes.send(Note::Pulling(image)).await),
-                ImageProgress::Layers { .. } => if told.elapsed() >= PROGRESS_EVERY {
+                ImageProgress::Layers(moved) => if told.elapsed() >= PROGRESS_EVERY {
                     told = Instant::now();
-                    drop(notes.send(Note::PullProgress(image, news)).await);
+                    drop(notes.send(Note::PullProgress(image, moved)).await);
                 },
                 ImageProgress::Pulled { .. } | ImageProgress::AlreadyPresent => how = Some(news),
             },

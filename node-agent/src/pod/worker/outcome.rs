@@ -8,7 +8,7 @@ use tracing::warn;
 use super::{Worker, start::SkippedKeys};
 use crate::{
     chain::Chain,
-    image::{EnsureImageError, ImageProgress, PresentImage},
+    image::{EnsureImageError, ImageProgress, Moved, PresentImage},
     meters::{ImageSource, StartStep},
     pod::{
         events,
@@ -28,7 +28,7 @@ pub(crate) enum Note {
     /// The registry is being asked for an image of the plan.
     Pulling(usize),
     /// How far a pull that takes long has come.
-    PullProgress(usize, ImageProgress),
+    PullProgress(usize, Moved),
 }
 
 /// The end of a step. Places are those of the plan.
@@ -98,14 +98,9 @@ impl Worker {
                 }
                 self.take_in(Event::ImagePulling(image));
             }
-            Note::PullProgress(image, progress) => {
-                if let (
-                    Some((index, reference)),
-                    ImageProgress::Layers { done_bytes, total_bytes, done_layers, total_layers },
-                ) = (self.first_user(image), progress)
-                {
-                    let layers = (done_layers, total_layers);
-                    self.tell_event(Some(index), events::pull_progress(&reference, (done_bytes, total_bytes), layers));
+            Note::PullProgress(image, moved) => {
+                if let Some((index, reference)) = self.first_user(image) {
+                    self.tell_event(Some(index), events::pull_progress(&reference, moved));
                 }
             }
         }
@@ -193,7 +188,7 @@ impl Worker {
         self.timing.note(StartStep::Image, since.elapsed());
         let source = match how {
             Some(ImageProgress::AlreadyPresent) => ImageSource::Cache,
-            Some(ImageProgress::Pulled { .. } | ImageProgress::Pulling | ImageProgress::Layers { .. }) | None => {
+            Some(ImageProgress::Pulled { .. } | ImageProgress::Pulling | ImageProgress::Layers(_)) | None => {
                 ImageSource::Registry
             }
         };
