@@ -237,11 +237,7 @@ impl Session {
     async fn head_manifest(&self, access: &Access, target: &str) -> Result<Option<Digest>, RegistryError> {
         let url = self.url(&access.endpoint, "manifests", target);
         match self.request(access, Method::HEAD, &url, None).await {
-            Ok(response) => Ok(response
-                .headers()
-                .get("docker-content-digest")
-                .and_then(|value| value.to_str().ok())
-                .and_then(|value| value.parse().ok())),
+            Ok(response) => Ok(promised_digest(&response)),
             Err(err) if err.is_transient() => Err(err),
             Err(_) => Ok(None),
         }
@@ -255,8 +251,7 @@ impl Session {
     ) -> Result<(Digest, Bytes), RegistryError> {
         let url = self.url(&access.endpoint, "manifests", target);
         let response = self.request(access, Method::GET, &url, None).await?;
-        let promised = response.headers().get("docker-content-digest").and_then(|value| value.to_str().ok());
-        let promised = promised.and_then(|value| value.parse::<Digest>().ok());
+        let promised = promised_digest(&response);
         let media_type = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
         // Its digest leaves out the signatures that it carries, so it would look like a lie.
         let is_schema_one = media_type.is_some_and(|kind| kind.starts_with(SCHEMA_ONE));
@@ -364,6 +359,11 @@ impl Session {
             }
         }
     }
+}
+
+/// The digest that a registry says a manifest has.
+fn promised_digest(response: &Response) -> Option<Digest> {
+    response.headers().get("docker-content-digest")?.to_str().ok()?.parse().ok()
 }
 
 /// What a login can send before it is asked.
