@@ -29,8 +29,8 @@ use self::index::sled::Found;
 use self::index::{ImageRecord, Index, IndexError, LayerRecord, MemoryIndex, SledIndex};
 use self::layout::{Layout, VERSION};
 use self::pins::Pins;
-pub use self::recovery::Recovered;
 pub(crate) use self::recovery::entries;
+pub use self::recovery::{FoundLayer, Recovered};
 use self::shortage::Shortage;
 use crate::digest::Digest;
 
@@ -40,6 +40,7 @@ pub struct Store {
     layout: Layout,
     index: Arc<dyn Index>,
     pins: Pins,
+    found: Vec<FoundLayer>,
     recovered: Recovered,
     grown: Notify,
     /// Locked as long as it is open.
@@ -98,8 +99,8 @@ impl Store {
         let lock = lock(&layout)?;
         check_version(&layout)?;
         let (index, found) = open_index(&layout);
-        let mut recovered = recovery::clean(&layout)?;
-        recovery::reconcile(&layout, &*index, &mut recovered)?;
+        let (whole, mut recovered) = recovery::clean(&layout)?;
+        recovery::reconcile(&whole, &*index);
         let rebuilt = match found {
             Found::Whole => false,
             Found::Damaged => true,
@@ -115,7 +116,8 @@ impl Store {
             index_rebuilds = recovered.index_rebuilds,
             "opened the store"
         );
-        Ok(Self { layout, index, pins: Pins::default(), recovered, grown: Notify::new(), _lock: lock })
+        let (found, pins) = (whole.layers, Pins::default());
+        Ok(Self { layout, index, pins, found, recovered, grown: Notify::new(), _lock: lock })
     }
 
     /// Where things lie.
@@ -133,6 +135,11 @@ impl Store {
         &self.recovered
     }
 
+    /// The layers that were there when the store was opened.
+    pub fn found(&self) -> &[FoundLayer] {
+        &self.found
+    }
+
     /// The index. An error of it is no reason to stop: see [`Store::layers`].
     pub fn index(&self) -> &dyn Index {
         &*self.index
@@ -148,7 +155,7 @@ impl Store {
 
     /// A layer, as its files say; none when it is not there or not whole.
     pub fn layer_on_disk(&self, diff_id: &Digest) -> Option<LayerRecord> {
-        recovery::layer_at(self.layout.layer(diff_id).directory()).ok().flatten()
+        recovery::layer_at(self.layout.layer(diff_id).directory()).ok().flatten().map(|layer| layer.record)
     }
 
     /// All composed images; from the files where the index does not answer.

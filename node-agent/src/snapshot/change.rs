@@ -6,11 +6,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{
-    DirectorySnapshotter, Driver, DriverChoice, ErofsSnapshotter, Limits, SnapshotError, Snapshotter, layer_index, open,
-};
+use super::{DirectorySnapshotter, Driver, DriverChoice, ErofsSnapshotter, Limits, SnapshotError, Snapshotter, open};
 use crate::digest::Digest;
-use crate::store::{Store, note};
+use crate::store::{FoundLayer, Store, note};
 
 /// Whether pods of an earlier life of this process may run on what the store holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,7 +19,8 @@ pub enum Running {
     Nothing,
 }
 
-/// Opens the driver that is wished for over a store, as [`open`] does, and removes the layers of the other one. Blocks.
+/// Opens the driver that is wished for over a store that was just opened, as [`open`] does, and removes the layers of the
+/// other one. Blocks.
 ///
 /// # Errors
 /// When pods may run on layers of the other driver and this one was asked for by name; else as [`open`] has them, or when
@@ -33,7 +32,7 @@ pub fn open_over(
     limits: Limits,
     running: Running,
 ) -> Result<Arc<dyn Snapshotter>, SnapshotError> {
-    let kept = Kept::of(store)?;
+    let kept = Kept::of(store.found());
     let snapshotter = open(kept.settle(choice, store.layout().root(), running)?, store.layout(), mounts, limits)?;
     let other: &dyn Snapshotter = match snapshotter.driver() {
         Driver::Erofs => &DirectorySnapshotter::new(store.layout().clone(), limits),
@@ -50,17 +49,16 @@ struct Kept {
 }
 
 impl Kept {
-    fn of(store: &Store) -> Result<Self, SnapshotError> {
+    fn of(layers: &[FoundLayer]) -> Self {
         let mut kept = Self { erofs: Vec::new(), directory: Vec::new() };
-        for layer in store.layers().map_err(SnapshotError::unreadable)? {
-            let meta = layer_index::read_meta(&store.layout().layer(&layer.diff_id));
-            match meta.as_ref().map(|meta| meta.driver.as_str()) {
-                Some(super::erofs_driver::NAME) => kept.erofs.push(layer.diff_id),
-                Some(super::directory::NAME) => kept.directory.push(layer.diff_id),
-                Some(_) | None => {}
+        for layer in layers {
+            match layer.driver.as_str() {
+                super::erofs_driver::NAME => kept.erofs.push(layer.record.diff_id),
+                super::directory::NAME => kept.directory.push(layer.record.diff_id),
+                _ => {}
             }
         }
-        Ok(kept)
+        kept
     }
 
     fn of_driver(&self, driver: Driver) -> &[Digest] {

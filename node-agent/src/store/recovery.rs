@@ -27,8 +27,23 @@ pub struct Recovered {
     pub index_rebuilds: u64,
 }
 
-/// Removes what a killed process left half done.
-pub(super) fn clean(layout: &Layout) -> Result<Recovered, StoreError> {
+/// A layer that is whole, as its files say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FoundLayer {
+    /// What the index knows of it.
+    pub record: LayerRecord,
+    /// The driver that wrote it.
+    pub driver: String,
+}
+
+/// What is whole on disk.
+pub(super) struct Found {
+    pub(super) layers: Vec<FoundLayer>,
+    images: Vec<ImageRecord>,
+}
+
+/// Removes what a killed process left half done; gives what is left.
+pub(super) fn clean(layout: &Layout) -> Result<(Found, Recovered), StoreError> {
     let mut recovered = Recovered::default();
     for path in entries(&layout.ingest())? {
         if name(&path).starts_with(UNFINISHED) {
@@ -37,50 +52,52 @@ pub(super) fn clean(layout: &Layout) -> Result<Recovered, StoreError> {
             recovered.partial_downloads += 1;
         }
     }
-    let mut layers = HashSet::new();
+    let mut layers = Vec::new();
     for path in entries(&layout.layers())? {
         match layer_at(&path)? {
-            Some(layer) => {
-                layers.insert(layer.diff_id);
-            }
+            Some(layer) => layers.push(layer),
             None => remove(&path, &mut recovered)?,
         }
     }
-    clean_images(layout, &layers, &mut recovered)?;
-    Ok(recovered)
+    recovered.layers = layers.len() as u64;
+    let images = clean_images(layout, &layers, &mut recovered)?;
+    Ok((Found { layers, images }, recovered))
 }
 
-/// Removes composed images that are not complete, or whose layers are gone.
-fn clean_images(layout: &Layout, layers: &HashSet<Digest>, recovered: &mut Recovered) -> Result<(), StoreError> {
+/// Removes composed images that are not complete, or whose layers are gone; gives the others.
+fn clean_images(
+    layout: &Layout,
+    layers: &[FoundLayer],
+    recovered: &mut Recovered,
+) -> Result<Vec<ImageRecord>, StoreError> {
+    let layers: HashSet<Digest> = layers.iter().map(|layer| layer.record.diff_id).collect();
     let is_complete = |image: &ImageRecord| {
         // The list of layers is written first, what is made of them after it.
         let made = [layout.image_index(&image.manifest), layout.image_directories(&image.manifest)];
         made.iter().any(|path| path.exists()) && image.diff_ids.iter().all(|diff_id| layers.contains(diff_id))
     };
-    let complete = images_on_disk(layout)?.into_iter().filter(is_complete);
-    let known: HashSet<String> = complete.map(|image| image.manifest.hex()).collect();
+    let complete: Vec<ImageRecord> = images_on_disk(layout)?.into_iter().filter(is_complete).collect();
+    let known: HashSet<String> = complete.iter().map(|image| image.manifest.hex()).collect();
     for path in entries(&layout.images())? {
         let stem = name(&path).split('.').next().unwrap_or_default();
         if !known.contains(stem) {
             remove(&path, recovered)?;
         }
     }
-    Ok(())
+    Ok(complete)
 }
 
 /// Adds to the index what only the files know, and takes out what they do not.
-pub(super) fn reconcile(layout: &Layout, index: &dyn Index, recovered: &mut Recovered) -> Result<(), StoreError> {
-    let on_disk = layers_on_disk(layout)?;
-    recovered.layers = on_disk.len() as u64;
+pub(super) fn reconcile(found: &Found, index: &dyn Index) {
     let mut known: HashMap<Digest, LayerRecord> = HashMap::new();
     for layer in index.layers().unwrap_or_default() {
         known.insert(layer.diff_id, layer);
     }
-    for layer in on_disk {
+    for FoundLayer { record: layer, .. } in &found.layers {
         match known.remove(&layer.diff_id) {
             Some(record) if record.size_bytes == layer.size_bytes && record.disk_bytes == layer.disk_bytes => {}
-            Some(record) => note(index.put_layer(&LayerRecord { last_use: record.last_use, ..layer })),
-            None => note(index.put_layer(&layer)),
+            Some(record) => note(index.put_layer(&LayerRecord { last_use: record.last_use, ..*layer })),
+            None => note(index.put_layer(layer)),
         }
     }
     for gone in known.keys() {
@@ -90,28 +107,27 @@ pub(super) fn reconcile(layout: &Layout, index: &dyn Index, recovered: &mut Reco
     for image in index.images().unwrap_or_default() {
         known.insert(image.manifest, image);
     }
-    for image in images_on_disk(layout)? {
-        if known.remove(&image.manifest).as_ref() != Some(&image) {
-            note(index.put_image(&image));
+    for image in &found.images {
+        if known.remove(&image.manifest).as_ref() != Some(image) {
+            note(index.put_image(image));
         }
     }
     for gone in known.keys() {
         note(index.remove_image(gone));
     }
-    Ok(())
 }
 
 /// The layers that are whole on disk.
 pub(super) fn layers_on_disk(layout: &Layout) -> Result<Vec<LayerRecord>, StoreError> {
     let mut layers = Vec::new();
     for path in entries(&layout.layers())? {
-        layers.extend(layer_at(&path)?);
+        layers.extend(layer_at(&path)?.map(|layer| layer.record));
     }
     Ok(layers)
 }
 
 /// The layer in this directory; none when it is not one, or not whole.
-pub(super) fn layer_at(path: &Path) -> Result<Option<LayerRecord>, StoreError> {
+pub(super) fn layer_at(path: &Path) -> Result<Option<FoundLayer>, StoreError> {
     let paths = LayerPaths::at(path);
     // The name counts: it is what a layer is found by.
     let Some(diff_id) = Digest::from_hex(name(path)) else { return Ok(None) };
@@ -121,9 +137,10 @@ pub(super) fn layer_at(path: &Path) -> Result<Option<LayerRecord>, StoreError> {
         Err(error) if absent(&error) => paths.files().is_dir(),
         Err(error) => return Err(StoreError::io("stat", &paths.tar())(error)),
     };
-    let LayerMeta { size_bytes, disk_bytes, .. } = meta;
+    let LayerMeta { size_bytes, disk_bytes, driver, .. } = meta;
     let last_use = modified(&paths.meta());
-    Ok(is_whole.then_some(LayerRecord { diff_id, size_bytes, disk_bytes, last_use }))
+    let record = LayerRecord { diff_id, size_bytes, disk_bytes, last_use };
+    Ok(is_whole.then_some(FoundLayer { record, driver }))
 }
 
 /// When a file was changed, in seconds since 1970: for a layer's `meta.json` its last use. 0 when that is not known.

@@ -75,6 +75,7 @@ fn what_was_half_done_goes_and_partial_downloads_stay() {
     assert!(!layout.layer(&half).directory().exists());
     assert!(!layout.image_index(&incomplete).exists());
     let layer = LayerRecord { diff_id: whole, size_bytes: 3, disk_bytes: 5, last_use: USED };
+    assert_eq!(store.found(), [FoundLayer { record: layer.clone(), driver: "erofs".to_owned() }]);
     assert_eq!(store.layers().expect("layers"), [layer]);
     assert_eq!(store.images().expect("images"), [ImageRecord { manifest: image, diff_ids: vec![whole] }]);
 }
