@@ -9,6 +9,7 @@ pub mod app;
 pub mod cluster;
 pub mod config;
 pub mod custom_resource;
+mod first_request;
 pub mod identity;
 pub mod image_cache;
 pub mod kubelet_api;

@@ -25,6 +25,7 @@ use tokio_util::task::TaskTracker;
 
 use super::registration::PATH;
 use super::review::{Placement, Review, review};
+use crate::first_request::FirstRequest;
 
 /// The largest review: etcd takes objects of 1.5 MiB.
 const LARGEST_BODY: usize = 4 << 20;
@@ -116,15 +117,17 @@ async fn connection(
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HANDSHAKE);
     builder.http2().timer(TokioTimer::new()).keep_alive_interval(Some(Duration::from_secs(30)));
+    let (router, first_request) = FirstRequest::of(router);
     let serving = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
     let mut serving = std::pin::pin!(serving);
-    // Both arms only poll what lives outside, so nothing is lost whichever comes first.
+    // All arms only poll what lives outside, so nothing is lost whichever comes first.
     let outcome = tokio::select! {
         outcome = serving.as_mut() => outcome,
         () = stop.cancelled() => {
             serving.as_mut().graceful_shutdown();
             tokio::time::timeout(HANDSHAKE, serving).await.unwrap_or(Ok(()))
         }
+        () = first_request.is_late(HANDSHAKE) => return,
     };
     if let Err(error) = outcome {
         tracing::debug!(error, "webhook connection broke");

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use axum::{Extension, Router};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
@@ -17,10 +17,16 @@ use super::authorize::{Gate, Peer};
 use super::certificates::{self, Current, Files};
 use super::routes::{self, Node};
 use super::{KubeletApi, ServeError, caller};
+use crate::first_request::FirstRequest;
 use crate::parts::{PartError, Parts};
 
 /// Until TLS must be agreed on.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// How long a caller may be silent: until the headers of its first request have come, or of its next one. Clients in Go keep
+/// a connection for so long, and the kubelet lets them.
+const SILENCE: Duration = Duration::from_secs(90);
+/// Between two looks whether the caller at the other end of an HTTP/2 connection is still there.
+const PING: Duration = Duration::from_secs(30);
 /// How many connections are served at once; more wait to be accepted.
 const CONNECTIONS: usize = 512;
 /// After an accept that failed, as when file descriptors have run out.
@@ -114,8 +120,11 @@ async fn serve(stream: TcpStream, config: Arc<rustls::ServerConfig>, router: Rou
     };
     let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let peer = Peer(shown.and_then(caller::from_certificate));
-    let service = TowerToHyperService::new(router.layer(Extension(peer)));
-    let builder = auto::Builder::new(TokioExecutor::new());
+    let (router, first_request) = FirstRequest::of(router.layer(Extension(peer)));
+    let service = TowerToHyperService::new(router);
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(SILENCE);
+    builder.http2().timer(TokioTimer::new()).keep_alive_interval(PING);
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     tokio::pin!(connection);
     // The connection is pinned outside, so an end that is asked for is one that it comes to by itself.
@@ -124,6 +133,10 @@ async fn serve(stream: TcpStream, config: Arc<rustls::ServerConfig>, router: Rou
         () = stop.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.await
+        }
+        () = first_request.is_late(SILENCE) => {
+            tracing::debug!("a caller of the kubelet API asks nothing");
+            return;
         }
     };
     if let Err(error) = ended {

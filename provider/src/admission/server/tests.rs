@@ -1,5 +1,7 @@
 //! Reviews over a real connection, with the webhook's own certificates.
 
+use std::net::SocketAddr;
+
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http2;
@@ -8,8 +10,11 @@ use k8s_openapi::api::core::v1::Taint;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use super::*;
 use crate::admission::certificates::Certificates;
@@ -35,8 +40,8 @@ fn body(labels: &Value, dry_run: bool) -> Value {
     })
 }
 
-/// Sends one request as an API server would, trusting `bundle` alone.
-async fn send(address: std::net::SocketAddr, bundle: &str, path: &str, body: String) -> Option<(u16, Bytes)> {
+/// Connects as an API server would, trusting `bundle` alone, to speak this version of HTTP.
+async fn connect(address: SocketAddr, bundle: &str, version: &str) -> Option<TlsStream<TcpStream>> {
     let mut roots = rustls::RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(bundle.as_bytes()) {
         roots.add(certificate.unwrap()).unwrap();
@@ -47,10 +52,15 @@ async fn send(address: std::net::SocketAddr, bundle: &str, path: &str, body: Str
         .unwrap()
         .with_root_certificates(roots)
         .with_no_client_auth();
-    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.alpn_protocols = vec![version.as_bytes().to_vec()];
     let stream = TcpStream::connect(address).await.unwrap();
     let name = ServerName::from(address.ip());
-    let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.ok()?;
+    TlsConnector::from(Arc::new(config)).connect(name, stream).await.ok()
+}
+
+/// Sends one request.
+async fn send(address: SocketAddr, bundle: &str, path: &str, body: String) -> Option<(u16, Bytes)> {
+    let stream = connect(address, bundle, "h2").await?;
     let (mut client, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
     let mut tasks = JoinSet::new();
     tasks.spawn(connection);
@@ -114,6 +124,33 @@ async fn a_review_is_answered_under_the_registered_authority() {
     stop.cancel();
     tasks.join_all().await;
     assert!(TcpStream::connect(address).await.is_err());
+}
+
+#[tokio::test]
+async fn a_caller_that_keeps_silent_is_let_go() {
+    let cluster = Arc::new(FakeCluster::default());
+    let webhook = bound(&cluster).await;
+    let (address, mut registered, stop) = (webhook.address(), webhook.registered(), CancellationToken::new());
+    let mut tasks = JoinSet::new();
+    tasks.spawn(webhook.run(stop.clone()));
+    registered.wait_for(|registered| *registered).await.unwrap();
+    let bundle = registered_bundle(&cluster);
+    for (version, words) in [("http/1.1", ""), ("http/1.1", "POST /"), ("h2", ""), ("h2", "PRI * HTTP/2.0")] {
+        let begun = Instant::now();
+        let mut stream = connect(address, &bundle, version).await.unwrap();
+        stream.write_all(words.as_bytes()).await.unwrap();
+        // From here on time passes where nobody has anything to do.
+        tokio::time::pause();
+        let mut answer = Vec::new();
+        // How it is let go is of no account.
+        let let_go = async { drop(stream.read_to_end(&mut answer).await) };
+        let ended = tokio::time::timeout(4 * HANDSHAKE, let_go).await;
+        let waited = begun.elapsed();
+        tokio::time::resume();
+        assert!(ended.is_ok() && waited >= HANDSHAKE, "{version} {words:?}: {ended:?} after {waited:?}");
+    }
+    stop.cancel();
+    tasks.join_all().await;
 }
 
 #[tokio::test]

@@ -11,6 +11,9 @@ use k8s_openapi::api::core::v1::Pod;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::time::Instant;
+use tokio_rustls::client::TlsStream;
 
 use super::*;
 use crate::agent::PodState;
@@ -120,36 +123,37 @@ enum As<'a> {
     Certificate(&'a CertifiedIssuer<'static, KeyPair>, &'a str),
 }
 
-async fn get(bench: &Bench, who: As<'_>, path: &str) -> (StatusCode, Bytes) {
+/// A connection that has agreed on TLS and one of these versions of HTTP; none where it is refused.
+async fn connect(bench: &Bench, who: &As<'_>, versions: &[&str]) -> Option<TlsStream<TcpStream>> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder =
         rustls::ClientConfig::builder().dangerous().with_custom_certificate_verifier(Arc::new(Anybody(provider)));
-    let mut token = None;
-    let config = match who {
-        As::Nobody => builder.with_no_client_auth(),
-        As::Token(given) => {
-            token = Some(given.to_owned());
-            builder.with_no_client_auth()
-        }
+    let mut config = match who {
+        As::Nobody | As::Token(_) => builder.with_no_client_auth(),
         As::Certificate(issuer, name) => {
             let mut params = CertificateParams::new(vec![]).unwrap();
-            params.distinguished_name.push(DnType::CommonName, name);
+            params.distinguished_name.push(DnType::CommonName, *name);
             let key = KeyPair::generate().unwrap();
-            let certificate = params.signed_by(&key, issuer).unwrap();
+            let certificate = params.signed_by(&key, *issuer).unwrap();
             let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
             builder.with_client_auth_cert(vec![certificate.der().clone()], key).unwrap()
         }
     };
+    config.alpn_protocols = versions.iter().map(|version| version.as_bytes().to_vec()).collect();
     let stream = TcpStream::connect(bench.address).await.unwrap();
     let name = ServerName::try_from("localhost").unwrap();
-    let Ok(stream) = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await else {
+    tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await.ok()
+}
+
+async fn get(bench: &Bench, who: As<'_>, path: &str) -> (StatusCode, Bytes) {
+    let Some(stream) = connect(bench, &who, &[]).await else {
         return (StatusCode::IM_A_TEAPOT, Bytes::from("no TLS"));
     };
     let Ok((mut sender, connection)) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await else {
         return (StatusCode::IM_A_TEAPOT, Bytes::from("no TLS"));
     };
     let mut request = Request::get(path).header("host", "localhost");
-    if let Some(token) = token {
+    if let As::Token(token) = who {
         request = request.header("authorization", format!("Bearer {token}"));
     }
     let answer = async {
@@ -206,6 +210,35 @@ async fn an_api_server_that_is_away_lets_nobody_in() {
     allow(&bench, &["bob get proxy"]);
     bench.cluster.go_offline();
     assert_eq!(get(&bench, As::Token("good"), "/healthz").await.0, StatusCode::SERVICE_UNAVAILABLE);
+}
+
+#[tokio::test]
+async fn a_caller_that_keeps_silent_is_let_go() {
+    let bench = bench().await;
+    allow(&bench, &["bob get proxy"]);
+    let asked = "GET /healthz HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer good\r\n\r\n";
+    for (version, words) in [
+        ("http/1.1", String::new()),
+        ("http/1.1", "GET /healthz HTTP/1.1\r\nhost: ".to_owned()),
+        ("http/1.1", asked.to_owned()),
+        ("http/1.1", format!("{asked}GET /hea")),
+        ("h2", String::new()),
+        ("h2", "PRI * HTTP/2.0".to_owned()),
+    ] {
+        let begun = Instant::now();
+        let mut stream = connect(&bench, &As::Nobody, &[version]).await.unwrap();
+        stream.write_all(words.as_bytes()).await.unwrap();
+        // From here on time passes where nobody has anything to do.
+        tokio::time::pause();
+        let mut answer = Vec::new();
+        // How it is let go is of no account.
+        let let_go = async { drop(stream.read_to_end(&mut answer).await) };
+        let ended = tokio::time::timeout(2 * SILENCE, let_go).await;
+        let waited = begun.elapsed();
+        tokio::time::resume();
+        assert!(ended.is_ok() && waited >= SILENCE, "{version} {words:?}: {ended:?} after {waited:?}");
+        assert_eq!(answer.starts_with(b"HTTP/1.1 200"), words.contains(asked), "{version} {words:?}");
+    }
 }
 
 fn running() -> Pod {
