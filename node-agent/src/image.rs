@@ -39,7 +39,7 @@ pub use self::{
         BuildCache, BuildEvent, CacheChange, CacheError, CacheList, CachePhase, CacheState, CachedImage, NodeImage,
         changes,
     },
-    pulls::{Moved, PullList, PullState},
+    pulls::{Moved, PullList, PullState, Waiter},
     service::{ImageConfig, ImageService},
 };
 use crate::digest::Digest;
@@ -67,6 +67,8 @@ pub struct EnsureImage {
     pub access: RegistryAccess,
     /// The image cache that was chosen for the pod (`imc-...`).
     pub cache: Option<String>,
+    /// Whose wish it is, for whoever looks at the pulls.
+    pub waiter: Waiter,
 }
 
 /// An image that is whole on this host and mounted.

@@ -8,9 +8,10 @@
 use std::collections::HashMap;
 
 use larder_proto::v1::{
-    CachedImage, ImageCachePhase, ImageCacheState, PodGone, PodState, PullImageRequest, ReadLogsRequest,
-    RegistryCredential, ResolvedObject, RunPodRequest, ServiceAccountToken, StopPodRequest, StoreItemKind, StoredImage,
-    VerifyFinding, VerifyOutcome, VerifyStoreResponse, WatchPodsResponse, verify_store_response, watch_pods_response,
+    CachedImage, ImageCachePhase, ImageCacheState, PodGone, PodState, PullImageRequest, PullProgress, PullState,
+    ReadLogsRequest, RegistryCredential, ResolvedObject, RunPodRequest, ServiceAccountToken, StopPodRequest,
+    StoreItemKind, StoredImage, VerifyFinding, VerifyOutcome, VerifyStoreResponse, WatchPodsResponse,
+    verify_store_response, watch_pods_response,
 };
 use prost::Message;
 
@@ -121,6 +122,16 @@ fn store() {
     still_decodes("1214 0801 12087368613235363a30 1a0177 2004 2a0164", &found);
     let image = StoredImage { manifest_digest: "sha256:0".into(), in_use: true, ..StoredImage::default() };
     still_decodes("0a087368613235363a30 3001", &image);
+}
+
+#[test]
+fn pulls() {
+    let expected = PullState { reference: "a".into(), waiting: 2, total_layers: 3, ..PullState::default() };
+    still_decodes("0a0161 1802 3803", &expected);
+    still_decodes("0a0161 1802 3803 4205706f642061", &PullState { waiters: vec!["pod a".into()], ..expected });
+    let expected = PullProgress { done_bytes: 1, total_bytes: 300, ..PullProgress::default() };
+    still_decodes("0801 10ac02", &expected);
+    still_decodes("0801 10ac02 1801 2002", &PullProgress { done_layers: 1, total_layers: 2, ..expected });
 }
 
 fn still_decodes<M: Message + Default + PartialEq + std::fmt::Debug>(bytes: &str, expected: &M) {

@@ -37,11 +37,12 @@ fn response(list: &PullList) -> v1::WatchPullsResponse {
     let pulls = list.iter().map(|(reference, state)| v1::PullState {
         reference: reference.clone(),
         started: Some(convert::timestamp(state.started)),
-        waiting: state.waiting,
+        waiting: u32::try_from(state.waiters.len()).unwrap_or(u32::MAX),
         done_bytes: state.moved.done_bytes,
         total_bytes: state.moved.total_bytes,
         done_layers: state.moved.done_layers,
         total_layers: state.moved.total_layers,
+        waiters: state.waiters.iter().map(ToString::to_string).collect(),
     });
     v1::WatchPullsResponse { pulls: pulls.collect() }
 }
@@ -51,13 +52,13 @@ mod tests {
     use jiff::Timestamp;
 
     use super::*;
-    use crate::image::{Moved, PullState};
+    use crate::image::{Moved, PullState, Waiter};
 
     #[test]
     fn tells_all_of_a_pull() {
         let state = PullState {
             started: Timestamp::from_second(7).unwrap(),
-            waiting: 1,
+            waiters: vec![Waiter::Command],
             moved: Moved { done_bytes: 2, total_bytes: 3, done_layers: 4, total_layers: 5 },
         };
         let told = response(&Arc::new([("a".to_owned(), state)].into()));
@@ -65,5 +66,6 @@ mod tests {
         assert_eq!((pull.reference.as_str(), pull.started.unwrap().seconds, pull.waiting), ("a", 7, 1));
         let numbers = (pull.done_bytes, pull.total_bytes, pull.done_layers, pull.total_layers);
         assert_eq!(numbers, (2, 3, 4, 5));
+        assert_eq!(pull.waiters, ["larderctl"]);
     }
 }

@@ -14,7 +14,7 @@ use crate::{
     chain::Chain,
     image::{
         EnsureImage, EnsureImageError, ImageProgress, ImageService, Images as _, Moved, PresentImage, PullPolicy,
-        RegistryAccess,
+        RegistryAccess, Waiter,
         inventory::{InventoryError, Prune, StoredImage, StoredLayer, Usage},
         verify::{Finding, Outcome, Subject, Verified, VerifyError, VerifyStep},
     },
@@ -111,9 +111,7 @@ impl v1::store_service_server::StoreService for StoreApi {
         let work = async move { images.ensure(wish, sender).await };
         let items = told(receiver, work).filter_map(|told| {
             let item = match told {
-                Told::Step(ImageProgress::Layers(Moved { done_bytes, total_bytes, .. })) => {
-                    Some(Ok(Item::Progress(v1::PullProgress { done_bytes, total_bytes })))
-                }
+                Told::Step(ImageProgress::Layers(moved)) => Some(Ok(Item::Progress(progress(moved)))),
                 Told::Step(ImageProgress::Pulling | ImageProgress::Pulled { .. } | ImageProgress::AlreadyPresent) => {
                     None
                 }
@@ -176,6 +174,16 @@ fn wish(request: v1::PullImageRequest) -> EnsureImage {
             insecure: request.insecure_registries,
         },
         cache: None,
+        waiter: Waiter::Command,
+    }
+}
+
+fn progress(moved: Moved) -> v1::PullProgress {
+    v1::PullProgress {
+        done_bytes: moved.done_bytes,
+        total_bytes: moved.total_bytes,
+        done_layers: moved.done_layers,
+        total_layers: moved.total_layers,
     }
 }
 

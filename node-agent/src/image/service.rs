@@ -339,7 +339,7 @@ impl ImageService {
         let wished = Instant::now();
         tell(progress, ImageProgress::Pulling).await;
         // Its end gives memory back, so it is held until the image is mounted.
-        let pull = self.engine.pulls.begin(reference, jiff::Timestamp::now());
+        let pull = self.engine.pulls.begin(reference, wish.waiter.clone(), jiff::Timestamp::now());
         let report = |moved: Moved| {
             pull.moved(moved);
             // What is not read in time is out of date.

@@ -131,6 +131,7 @@ pub(super) fn wish(reference: &str) -> EnsureImage {
         policy: PullPolicy::IfNotPresent,
         access: RegistryAccess::default(),
         cache: None,
+        waiter: Waiter::Command,
     }
 }
 

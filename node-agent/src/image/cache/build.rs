@@ -18,7 +18,7 @@ use crate::{
     image::{
         mounts::Pin,
         pull_plan::Plan,
-        pulls::{Moved, Pull},
+        pulls::{Moved, Pull, Waiter},
         resolve::ResolvedImage,
         service::{Engine, EngineError},
     },
@@ -113,7 +113,7 @@ impl Build {
 
     async fn resolve(&self, written: String, reference: Reference) -> Result<Wanted, BuildError> {
         self.event(&written, "Pulling", format!("Pulling image \"{written}\"")).await;
-        let pull = self.engine.pulls.begin(&reference, jiff::Timestamp::now());
+        let pull = self.engine.pulls.begin(&reference, Waiter::Cache(self.wish.name.clone()), jiff::Timestamp::now());
         let resolved = async {
             let repository = self.engine.registries.open(&reference, &self.wish.access).await?;
             let image = self.engine.resolver.at_registry(&reference, &repository).await?;

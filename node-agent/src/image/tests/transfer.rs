@@ -209,10 +209,10 @@ async fn pulls_are_seen_while_they_are_under_way() {
             _ = futures::future::join_all(pulls) => panic!("they cannot end"),
             seen = seen => seen,
         };
-        let pull = seen[&reference];
+        let pull = &seen[&reference];
         let expected =
             Moved { total_bytes: u64::try_from(LARGE).unwrap(), done_layers: 0, total_layers: 1, ..pull.moved };
-        assert_eq!((pull.waiting, pull.moved), (2, expected));
+        assert_eq!((pull.waiters.len(), pull.moved), (2, expected));
     }
     assert!(bench.service.watch_pulls().borrow().is_empty());
 }

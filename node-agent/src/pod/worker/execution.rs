@@ -16,7 +16,7 @@ use super::{
 use crate::{
     chain::Chain,
     host::removal,
-    image::{EnsureImage, EnsureImageError, ImageProgress, PresentImage},
+    image::{EnsureImage, EnsureImageError, ImageProgress, PresentImage, Waiter},
     pod::{
         container_spec,
         events::{self, Notice},
@@ -87,6 +87,7 @@ impl Worker {
             policy: wanted.policy,
             access: self.wish.access.clone(),
             cache: self.wish.cache.clone(),
+            waiter: Waiter::Pod { namespace: self.identity.namespace.clone(), name: self.identity.name.clone() },
         };
         let (host, notes) = (Arc::clone(&self.host), self.notes_sender.clone());
         let (cancelled, since) = (self.cancel_images.clone(), Instant::now());
