@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use larder_proto::v1::image_cache_service_client::ImageCacheServiceClient;
 use larder_proto::v1::pod_service_client::PodServiceClient;
+use larder_proto::v1::pull_service_client::PullServiceClient;
 use larder_proto::v1::store_service_client::StoreServiceClient;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
@@ -85,6 +86,10 @@ impl Agent {
 
     pub(crate) fn caches(&self) -> ImageCacheServiceClient<Channel> {
         ImageCacheServiceClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_LIMIT)
+    }
+
+    pub(crate) fn pulls(&self) -> PullServiceClient<Channel> {
+        PullServiceClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_LIMIT)
     }
 
     pub(crate) fn pods(&self) -> PodServiceClient<Channel> {

@@ -46,6 +46,8 @@ pub(crate) enum Command {
     /// They stay as long as there is room: only an image cache pins them, and only an image cache makes an image "already
     /// present" for a pod.
     Pull(Pull),
+    /// Pulls that go on: how far they are, how fast, and who waits for them
+    Pulls(Pulls),
     /// What lies on the disk
     #[command(subcommand)]
     Store(StoreCommand),
@@ -88,6 +90,13 @@ pub(crate) struct Pull {
     pub(crate) username: Option<String>,
 }
 
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct Pulls {
+    /// Go on telling until it is interrupted: on a terminal in place, else line by line, with `-o json` a list a line
+    #[arg(short, long)]
+    pub(crate) watch: bool,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
 pub(crate) enum StoreCommand {
     /// Layers, the largest first
@@ -124,6 +133,18 @@ mod tests {
             let cli = Cli::try_parse_from(words).expect("is understood");
             let Command::Cache(Cache { command }) = cli.command else { panic!("{words:?}") };
             assert!(matches!(command, None | Some(CacheCommand::Ls)), "{words:?}");
+        }
+    }
+
+    #[test]
+    fn pulls_are_followed_at_a_word() {
+        for (words, expected) in [
+            (&["larderctl", "pulls"][..], false),
+            (&["larderctl", "pulls", "-w"], true),
+            (&["larderctl", "pulls", "--watch"], true),
+        ] {
+            let cli = Cli::try_parse_from(words).expect("is understood");
+            assert!(matches!(cli.command, Command::Pulls(Pulls { watch }) if watch == expected), "{words:?}");
         }
     }
 

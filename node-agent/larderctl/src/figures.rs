@@ -20,6 +20,11 @@ pub(crate) fn bytes(count: u64) -> String {
     format!("{value:.1} {}", UNITS[unit])
 }
 
+/// `1.4 MiB/s`.
+pub(crate) fn rate(bytes_per_second: u64) -> String {
+    format!("{}/s", bytes(bytes_per_second))
+}
+
 /// How long ago something was, as kubectl says it: `5s`, `12m`, `3h`, `9d`; `-` where it is not known.
 pub(crate) fn age(time: Option<Timestamp>, now: Timestamp) -> String {
     let Some(time) = time else { return "-".to_owned() };

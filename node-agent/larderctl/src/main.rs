@@ -12,7 +12,9 @@ mod output;
 mod pods;
 mod progress;
 mod pull;
+mod pulls;
 mod store;
+mod transfer;
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
@@ -21,7 +23,7 @@ use clap::{CommandFactory as _, Parser as _};
 use clap_complete::Shell;
 
 use self::agent::{Agent, CtlError};
-use self::cli::{Cache, CacheCommand, Cli, Command, StoreCommand};
+use self::cli::{Cache, CacheCommand, Cli, Command, Pulls, StoreCommand};
 use self::output::Output;
 
 fn main() -> ExitCode {
@@ -53,6 +55,8 @@ async fn ask(cli: Cli) -> Result<ExitCode, CtlError> {
             caches::show(&agent, output, &cache).await?;
         }
         Command::Pods => pods::list(&agent, output).await?,
+        Command::Pulls(Pulls { watch: false }) => pulls::list(&agent, output).await?,
+        Command::Pulls(Pulls { watch: true }) => pulls::follow(&agent, output).await?,
         Command::Pull(wish) => pull::pull(&agent, output, wish).await?,
         Command::Store(StoreCommand::Ls) => store::list(&agent, output).await?,
         Command::Store(StoreCommand::Du) => store::usage(&agent, output).await?,

@@ -35,9 +35,13 @@ impl Output {
     pub(crate) fn list<R: Row>(self, rows: &[R], none: &str) -> Result<(), CtlError> {
         match self.format {
             Format::Json => json(&rows),
-            Format::Table if rows.is_empty() => line(none),
-            Format::Table => line(&table(rows, self.now)),
+            Format::Table => line(&self.rows(rows, none)),
         }
+    }
+
+    /// A list for people.
+    pub(crate) fn rows<R: Row>(self, rows: &[R], none: &str) -> String {
+        if rows.is_empty() { none.to_owned() } else { table(rows, self.now) }
     }
 
     /// Writes one thing, for people in these words.
@@ -46,6 +50,11 @@ impl Output {
             Format::Json => json(value),
             Format::Table => line(&words(value)),
         }
+    }
+
+    /// The same at a later moment.
+    pub(crate) fn at(self, now: Timestamp) -> Self {
+        Self { now, ..self }
     }
 
     /// The moment that ages are counted to.
@@ -77,6 +86,16 @@ fn trim(text: &str) -> String {
 fn json<T: Serialize>(value: &T) -> Result<(), CtlError> {
     let text = serde_json::to_string_pretty(value).map_err(|error| CtlError::Output(io::Error::from(error)))?;
     line(&text)
+}
+
+/// Writes something to standard output as one line of JSON.
+pub(crate) fn json_line<T: Serialize>(value: &T) -> Result<(), CtlError> {
+    line(&serde_json::to_string(value).map_err(|error| CtlError::Output(io::Error::from(error)))?)
+}
+
+/// Writes a line to standard error. That nobody reads it is no reason to stop.
+pub(crate) fn note(text: &str) {
+    let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
 /// Writes a line to standard output.

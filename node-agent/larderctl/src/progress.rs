@@ -1,12 +1,20 @@
-//! A bar that shows how far something is, where standard error is a terminal.
+//! What is drawn in place on a terminal, and hidden where there is none.
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// A bar of bytes.
+/// A bar of bytes, on standard error.
 pub(crate) fn bar() -> ProgressBar {
-    let bar = ProgressBar::new(0);
+    styled(ProgressBar::new(0), "{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta} {msg}")
+}
+
+/// Lines that are drawn over those before, on standard output.
+pub(crate) fn board() -> ProgressBar {
+    styled(ProgressBar::with_draw_target(None, ProgressDrawTarget::stdout()), "{msg}")
+}
+
+fn styled(bar: ProgressBar, template: &str) -> ProgressBar {
     // A template that cannot be read leaves the bar as it is.
-    if let Ok(style) = ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta} {msg}") {
+    if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style);
     }
     bar

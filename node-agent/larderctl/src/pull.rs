@@ -2,6 +2,8 @@
 
 use std::io;
 
+use indicatif::ProgressBar;
+use jiff::Timestamp;
 use larder_proto::v1;
 use larder_proto::v1::pull_image_response::Item;
 use serde::Serialize;
@@ -9,8 +11,9 @@ use serde::Serialize;
 use crate::agent::{Agent, CtlError, refused};
 use crate::cli::Pull;
 use crate::figures;
-use crate::output::Output;
+use crate::output::{self, Output};
 use crate::progress;
+use crate::transfer::{Milestones, Rate, Transfer};
 
 const DOING: &str = "pull";
 
@@ -28,17 +31,17 @@ pub(crate) async fn pull(agent: &Agent, output: Output, wish: Pull) -> Result<()
     let mut store = agent.store();
     let answer = store.pull_image(request(wish)?).await.map_err(refused(DOING))?;
     let mut steps = answer.into_inner();
-    let bar = progress::bar();
+    let mut seen =
+        Seen { bar: progress::bar(), rate: Rate::since(Timestamp::now()), milestones: Milestones::default() };
     let mut transferred_bytes = 0;
     while let Some(step) = steps.message().await.map_err(refused(DOING))? {
         match step.item {
             Some(Item::Progress(progress)) => {
                 transferred_bytes = progress.total_bytes;
-                bar.set_length(progress.total_bytes);
-                bar.set_position(progress.done_bytes);
+                seen.show(transfer(progress), Timestamp::now());
             }
             Some(Item::Done(image)) => {
-                bar.finish_and_clear();
+                seen.bar.finish_and_clear();
                 return output.one(&done(image, transferred_bytes), words);
             }
             // A newer agent tells more than we know.
@@ -46,6 +49,37 @@ pub(crate) async fn pull(agent: &Agent, output: Output, wish: Pull) -> Result<()
         }
     }
     Err(CtlError::CutShort(DOING))
+}
+
+/// What whoever started the pull sees of it: a bar on a terminal, else lines.
+struct Seen {
+    bar: ProgressBar,
+    rate: Rate,
+    milestones: Milestones,
+}
+
+impl Seen {
+    fn show(&mut self, transfer: Transfer, now: Timestamp) {
+        let bytes_per_second = self.rate.take(transfer.done_bytes, now);
+        if !self.bar.is_hidden() {
+            self.bar.set_length(transfer.total_bytes);
+            self.bar.set_position(transfer.done_bytes);
+            if transfer.total_layers > 0 {
+                self.bar.set_message(format!("{} layers", transfer.layers()));
+            }
+        } else if self.milestones.reached(transfer) {
+            output::note(&transfer.words(bytes_per_second));
+        }
+    }
+}
+
+fn transfer(progress: v1::PullProgress) -> Transfer {
+    Transfer {
+        done_layers: progress.done_layers,
+        total_layers: progress.total_layers,
+        done_bytes: progress.done_bytes,
+        total_bytes: progress.total_bytes,
+    }
 }
 
 fn done(image: v1::PulledImage, transferred_bytes: u64) -> Image {

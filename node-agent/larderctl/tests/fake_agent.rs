@@ -2,13 +2,18 @@
 
 #![expect(clippy::tests_outside_test_module, reason = "the whole file is one")]
 
+use std::fs::File;
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::thread;
 
 use larder_proto::v1::image_cache_service_server::{ImageCacheService, ImageCacheServiceServer};
+use larder_proto::v1::pull_service_server::{PullService, PullServiceServer};
 use larder_proto::v1::store_service_server::{StoreService, StoreServiceServer};
 use larder_proto::v1::{self, pull_image_response, verify_store_response};
+use rustix::pty::OpenptFlags;
+use rustix::termios::Winsize;
 use tokio::sync::oneshot;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request, Response, Status};
@@ -113,8 +118,36 @@ impl StoreService for Fake {
             manifest_digest: "sha256:1".to_owned(),
             size_bytes: 4096,
         };
-        let progress = v1::PullProgress { done_bytes: 1, total_bytes: 2048 };
-        Ok(stream(vec![item(Item::Progress(progress)), item(Item::Done(done))]))
+        let progress = |done_layers, done_bytes| {
+            let progress = v1::PullProgress { done_bytes, total_bytes: 2048, done_layers, total_layers: 2 };
+            item(Item::Progress(progress))
+        };
+        Ok(stream(vec![progress(0, 0), progress(0, 1), progress(1, 1024), item(Item::Done(done))]))
+    }
+}
+
+/// A pull for two pods that comes half way and ends; then the agent does.
+#[derive(Debug)]
+struct FakePulls;
+
+#[tonic::async_trait]
+impl PullService for FakePulls {
+    type WatchPullsStream = Stream<v1::WatchPullsResponse>;
+
+    async fn watch_pulls(&self, _: Request<v1::WatchPullsRequest>) -> Result<Response<Self::WatchPullsStream>, Status> {
+        let pull = |done_layers, done_bytes| v1::PullState {
+            reference: "r.example/a:latest".to_owned(),
+            // A time before there were pulls, so that the rate is none.
+            started: Some(prost_types::Timestamp { seconds: 0, nanos: 0 }),
+            waiting: 2,
+            done_bytes,
+            total_bytes: 4096,
+            done_layers,
+            total_layers: 4,
+            waiters: vec!["pod ns/a".to_owned(), "pod ns/b".to_owned()],
+        };
+        let list = |pulls| Ok(v1::WatchPullsResponse { pulls });
+        Ok(stream(vec![list(vec![pull(1, 1024)]), list(vec![pull(2, 2048)]), list(Vec::new())]))
     }
 }
 
@@ -198,6 +231,7 @@ impl Running {
         let thread = thread::spawn(move || {
             let server = tonic::transport::Server::builder()
                 .add_service(StoreServiceServer::new(Fake))
+                .add_service(PullServiceServer::new(FakePulls))
                 .add_service(ImageCacheServiceServer::new(FakeCaches));
             let incoming = UnixListenerStream::new(listener);
             let served = server.serve_with_incoming_shutdown(incoming, async { drop(stopped.await) });
@@ -230,8 +264,35 @@ fn run(address: &str, arguments: &[&str], input: &str) -> Output {
     let mut child =
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start larderctl");
     // It may not read it.
-    let _ = std::io::Write::write_all(&mut child.stdin.take().expect("its input"), input.as_bytes());
+    let _ = child.stdin.take().expect("its input").write_all(input.as_bytes());
     child.wait_with_output().expect("larderctl")
+}
+
+/// What a person at a terminal sees, down to the last byte.
+fn on_a_terminal(address: &str, arguments: &[&str], input: &str) -> String {
+    let master = rustix::pty::openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
+    rustix::pty::grantpt(&master).expect("a terminal");
+    rustix::pty::unlockpt(&master).expect("a terminal");
+    let name = rustix::pty::ptsname(&master, Vec::new()).expect("its name").into_string().expect("its name");
+    let terminal = File::options().read(true).write(true).open(name).expect("open the terminal");
+    let size = Winsize { ws_row: 24, ws_col: 120, ws_xpixel: 0, ws_ypixel: 0 };
+    rustix::termios::tcsetwinsize(&terminal, size).expect("its size");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_larderctl"))
+        .env_remove("LARDERCTL_AGENT")
+        .env("TERM", "xterm")
+        .args(["--agent", address])
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(terminal.try_clone().expect("the terminal again"))
+        .stderr(terminal)
+        .spawn()
+        .expect("start larderctl");
+    let _ = child.stdin.take().expect("its input").write_all(input.as_bytes());
+    let (mut master, mut seen) = (File::from(master), Vec::new());
+    // It ends with an error: nobody has the other end any more.
+    let _ = master.read_to_end(&mut seen);
+    child.wait().expect("larderctl");
+    String::from_utf8(seen).expect("words")
 }
 
 fn out(output: &Output) -> String {
@@ -315,11 +376,72 @@ fn a_pull_takes_its_password_from_standard_input() {
     let address = format!("unix://{}", socket(agent.folder.path()).display());
     let pulled = run(&address, &["pull", "r.example/a", "--username", "me"], "pw\n");
     assert_eq!(out(&pulled), "r.example/a@sha256:1\n4.0 KiB, 2.0 KiB of it transferred", "{}", err(&pulled));
+    let lines = err(&pulled);
+    let lines: Vec<&str> =
+        lines.lines().filter_map(|line| line.rsplit_once(", ")).map(|(figures, _rate)| figures).collect();
+    assert_eq!(lines, ["0/2 layers, 0 B/2.0 KiB (0%)", "1/2 layers, 1.0 KiB/2.0 KiB (50%)"]);
     let refused = agent.run(&["pull", "r.example/a"]);
     assert_eq!(refused.status.code(), Some(1));
     assert_eq!(err(&refused), "larderctl: pull: failed to pull image \"r.example/a\": denied");
     let cut = agent.run(&["pull", "cut"]);
     assert_eq!(err(&cut), "larderctl: pull: the node agent has ended in the middle");
+}
+
+#[test]
+fn a_pull_is_seen_in_place_on_a_terminal() {
+    let agent = Running::start();
+    let address = format!("unix://{}", socket(agent.folder.path()).display());
+    let seen = on_a_terminal(&address, &["pull", "r.example/a", "--username", "me"], "pw\n");
+    assert!(seen.contains("/2 layers"), "{seen:?}");
+    assert!(!seen.contains("50%"), "no lines: {seen:?}");
+    assert!(seen.ends_with("r.example/a@sha256:1\r\n4.0 KiB, 2.0 KiB of it transferred\r\n"), "{seen:?}");
+}
+
+#[test]
+fn pulls_are_listed() {
+    let agent = Running::start();
+    let listed = out(&agent.run(&["pulls"]));
+    let (header, row) = listed.split_once('\n').expect("two lines");
+    assert_eq!(header, "IMAGE               LAYERS  BYTES            RATE   AGE     WAITING");
+    assert!(row.starts_with("r.example/a:latest  1/4     1.0 KiB/4.0 KiB  0 B/s  "), "{row}");
+    assert!(row.ends_with("  pod ns/a and 1 more"), "{row}");
+    let json: serde_json::Value = serde_json::from_str(&out(&agent.run(&["pulls", "-o", "json"]))).expect("JSON");
+    let expected = serde_json::json!([{
+        "reference": "r.example/a:latest", "started": "1970-01-01T00:00:00Z", "bytesPerSecond": 0,
+        "doneLayers": 1, "totalLayers": 4, "doneBytes": 1024, "totalBytes": 4096,
+        "waiting": 2, "waiters": ["pod ns/a", "pod ns/b"],
+    }]);
+    assert_eq!(json, expected);
+}
+
+#[test]
+fn pulls_are_followed_until_the_agent_ends() {
+    let agent = Running::start();
+    let followed = agent.run(&["pulls", "--watch"]);
+    let expected = "r.example/a:latest: 1/4 layers, 1.0 KiB/4.0 KiB (25%), 0 B/s, for pod ns/a and 1 more\n\
+                    r.example/a:latest: 2/4 layers, 2.0 KiB/4.0 KiB (50%), 0 B/s, for pod ns/a and 1 more\n\
+                    r.example/a:latest: ended";
+    // The second has a rate, however little time there was between the two.
+    let figures = |text: &str| text.lines().map(without_rate).collect::<Vec<_>>();
+    assert_eq!(figures(&out(&followed)), figures(expected));
+    let ended = "larderctl: list pulls: the node agent has ended in the middle";
+    assert_eq!((followed.status.code(), err(&followed)), (Some(1), ended.to_owned()));
+
+    let lists = out(&agent.run(&["pulls", "-w", "-o", "json"]));
+    let lists: Vec<serde_json::Value> = lists.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let done: Vec<_> = lists.iter().map(|list| list[0]["doneLayers"].as_u64()).collect();
+    assert_eq!(done, [Some(1), Some(2), None]);
+
+    let address = format!("unix://{}", socket(agent.folder.path()).display());
+    let seen = on_a_terminal(&address, &["pulls", "-w"], "");
+    assert!(seen.contains("IMAGE ") && seen.contains("WAITING") && !seen.contains("for pod"), "{seen:?}");
+    assert!(seen.contains("No pulls."), "{seen:?}");
+    assert!(seen.trim_end().ends_with(ended), "{seen:?}");
+}
+
+fn without_rate(line: &str) -> (String, String) {
+    let Some((figures, rest)) = line.split_once("%), ") else { return (line.to_owned(), String::new()) };
+    (figures.to_owned(), rest.split_once(", ").map_or(rest, |(_rate, who)| who).to_owned())
 }
 
 #[test]
@@ -345,6 +467,8 @@ fn completions_name_the_commands() {
     for shell in ["bash", "zsh", "fish"] {
         let script = run("unix:///nowhere", &["completions", shell], "");
         assert!(script.status.success(), "{}", err(&script));
-        assert!(out(&script).contains("verify"), "{shell}");
+        for word in ["verify", "pulls"] {
+            assert!(out(&script).contains(word), "{shell}: {word}");
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! A registry on loopback with one image: a static busybox. It can be told to fail, and counts what it is asked.
 
 use std::{
+    convert::Infallible,
     net::SocketAddr,
     sync::{
         Arc,
@@ -10,15 +11,19 @@ use std::{
 
 use axum::{
     Router,
+    body::Body,
     extract::{Path, State},
     http::{StatusCode, header},
     response::{IntoResponse, Response},
     routing::get,
 };
+use futures::{StreamExt as _, stream};
 use larder_node_agent::digest::Digest;
 use tokio::task::JoinSet;
 
 const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
+/// The layer is larger, the configuration is not.
+const LARGE: usize = 64 << 10;
 const COMMANDS: [&str; 14] =
     ["sh", "cat", "echo", "sleep", "true", "false", "hostname", "id", "ip", "wget", "httpd", "trap", "env", "ls"];
 
@@ -88,7 +93,7 @@ impl Registry {
         self.shared.broken.store(broken, Ordering::SeqCst);
     }
 
-    /// Blobs do not come any more; who asked for one waits.
+    /// Layers do not come in full any more; who has half of one waits.
     pub(crate) fn set_stalled(&self, stalled: bool) {
         self.shared.stalled.store(stalled, Ordering::SeqCst);
     }
@@ -116,11 +121,15 @@ async fn manifest_of(State(shared): State<Arc<Shared>>, Path(reference): Path<St
 
 async fn blob(State(shared): State<Arc<Shared>>, Path(digest): Path<String>) -> Response {
     shared.requests.fetch_add(1, Ordering::SeqCst);
-    if shared.stalled.load(Ordering::SeqCst) {
-        std::future::pending::<()>().await;
+    let Some((_, bytes)) = shared.blobs.iter().find(|(other, _)| other.to_string() == digest) else {
+        return StatusCode::NOT_FOUND.into_response();
+    };
+    if bytes.len() < LARGE || !shared.stalled.load(Ordering::SeqCst) {
+        return bytes.clone().into_response();
     }
-    let blob = shared.blobs.iter().find(|(other, _)| other.to_string() == digest);
-    blob.map_or_else(|| StatusCode::NOT_FOUND.into_response(), |(_, bytes)| bytes.clone().into_response())
+    let half = Ok::<_, Infallible>(bytes[..bytes.len() / 2].to_vec());
+    let body = Body::from_stream(stream::iter([half]).chain(stream::pending()));
+    ([(header::CONTENT_LENGTH, bytes.len())], body).into_response()
 }
 
 /// A plain tar: busybox, and links to it.
