@@ -5,8 +5,10 @@
 
 mod build;
 mod builds;
+mod caches;
 mod keeper;
 mod record;
+mod serving;
 #[cfg(test)]
 mod tests;
 
@@ -14,7 +16,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::Timestamp;
 
-pub(super) use self::keeper::{Held, Keeper};
+pub(super) use self::{keeper::Keeper, serving::Held};
 use super::RegistryAccess;
 use crate::{digest::Digest, store::StoreError};
 

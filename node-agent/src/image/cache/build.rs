@@ -11,7 +11,7 @@ use std::{
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::{sync::mpsc, task::JoinError};
 
-use super::{BuildCache, CachedImage, keeper::Held};
+use super::{BuildCache, CachedImage, serving::Held};
 use crate::{
     chain::Chain,
     digest::Digest,

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use tokio::task::{AbortHandle, Id, JoinSet};
 
-use super::{build::BuildError, keeper::Held};
+use super::{build::BuildError, serving::Held};
 
 /// What came of a build.
 #[derive(Debug)]
@@ -22,6 +22,8 @@ pub(super) struct Builds {
     tasks: JoinSet<Result<Vec<Held>, BuildError>>,
     /// The cache's id and the build's number.
     about: HashMap<Id, (String, u64)>,
+    /// By the build's number.
+    handles: HashMap<u64, AbortHandle>,
     next_number: u64,
 }
 
@@ -38,10 +40,17 @@ impl Builds {
         id: &str,
         number: u64,
         build: impl Future<Output = Result<Vec<Held>, BuildError>> + Send + 'static,
-    ) -> AbortHandle {
+    ) {
         let handle = self.tasks.spawn(build);
         self.about.insert(handle.id(), (id.to_owned(), number));
-        handle
+        self.handles.insert(number, handle);
+    }
+
+    /// Gives up a build, if it has not ended.
+    pub(super) fn abort(&mut self, number: u64) {
+        if let Some(handle) = self.handles.remove(&number) {
+            handle.abort();
+        }
     }
 
     /// Waits for the next that ends by itself; those that were aborted are dropped. None when there is none. Safe to drop
@@ -56,7 +65,9 @@ impl Builds {
                     (err.id(), Some(Err(BuildError::BrokeOff(err))))
                 }
             };
-            if let (Some((id, number)), Some(result)) = (self.about.remove(&task), result) {
+            let Some((id, number)) = self.about.remove(&task) else { continue };
+            self.handles.remove(&number);
+            if let Some(result) = result {
                 return Some(Ended { id, number, result });
             }
         }
@@ -66,6 +77,7 @@ impl Builds {
     pub(super) async fn shutdown(&mut self) {
         self.tasks.shutdown().await;
         self.about.clear();
+        self.handles.clear();
     }
 }
 
@@ -78,7 +90,8 @@ mod tests {
         let mut builds = Builds::default();
         let numbers = [builds.next_number(), builds.next_number(), builds.next_number()];
         assert!(numbers[0] != numbers[1] && numbers[1] != numbers[2]);
-        builds.spawn("aborted", numbers[0], std::future::pending()).abort();
+        builds.spawn("aborted", numbers[0], std::future::pending());
+        builds.abort(numbers[0]);
         builds.spawn("broken", numbers[1], async { panic!("for the test") });
         let ended = builds.next().await.unwrap();
         assert_eq!((ended.id.as_str(), ended.number), ("broken", numbers[1]));
@@ -90,6 +103,6 @@ mod tests {
         builds.spawn("whole", numbers[2], async { Ok(Vec::new()) });
         let ended = builds.next().await.unwrap();
         assert_eq!((ended.id.as_str(), ended.result.unwrap().len()), ("whole", 0));
-        assert!(builds.next().await.is_none() && builds.about.is_empty());
+        assert!(builds.next().await.is_none() && builds.about.is_empty() && builds.handles.is_empty());
     }
 }

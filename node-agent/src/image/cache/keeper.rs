@@ -1,90 +1,29 @@
-//! The task that owns all caches: it puts wishes on record, runs builds, and shows what is.
-//!
-//! ```text
-//! (nothing) --build--> Creating --all here--> Ready --build, other images--> Updating --all here--> Ready
-//!                         |                     ^                                |
-//!                         '--> Failed --build---'             UpdateFailed <-----'
-//! ```
-//! A cache is Ready only once its file is durable, and a file is written only once the layers that it names are. After a
-//! restart a build that was under way goes on by itself, unless it had logins: those are not kept, so it has failed, and
-//! says that it is to be asked for again. So does a cache whose content the host has lost.
+//! The task that owns all caches: it puts wishes on record, runs builds, holds what caches serve, and shows what is. What
+//! becomes of a cache is decided in `caches`.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-};
+use std::{collections::HashMap, sync::Arc};
 
 use jiff::Timestamp;
-use tokio::{
-    sync::{mpsc, oneshot, watch},
-    task::AbortHandle,
-};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    BuildCache, BuildEvent, CacheError, CacheList, CachePhase, CachedImage, NodeImage,
+    BuildCache, CacheError, CacheList, CachedImage,
     build::{Build, Report},
     builds::{Builds, Ended},
+    caches::Caches,
     record::Record,
+    serving::{Held, Serving},
 };
 use crate::{
     chain::Chain,
-    digest::Digest,
-    image::{RegistryAccess, mounts::Pin, resolve::ResolvedImage, service::Engine},
+    image::service::Engine,
     registry::Reference,
     store::{Store, StoreError, caches, pins::Holder},
 };
 
 /// Wishes and reports that may wait.
 const QUEUE: usize = 64;
-
-/// An image that a cache holds.
-#[derive(Debug, Clone)]
-pub(in crate::image) struct Held {
-    pub(in crate::image) cached: CachedImage,
-    pub(in crate::image) reference: Reference,
-    pub(in crate::image) image: Arc<ResolvedImage>,
-    pub(in crate::image) pin: Pin,
-}
-
-/// What each cache serves, by id.
-#[derive(Debug, Clone, Default)]
-pub(in crate::image) struct Serving(Arc<HashMap<String, Arc<Vec<Held>>>>);
-
-impl Serving {
-    /// The image that a cache has for a reference: the same name and tag, or the same repository and digest, whichever tag
-    /// it was cached under.
-    pub(in crate::image) fn find(&self, cache: &str, wanted: &Reference) -> Option<&Held> {
-        let held = self.0.get(cache)?;
-        let same_content = |held: &&Held| match wanted.digest() {
-            Some(digest) => {
-                let has = *digest == held.cached.manifest || Some(*digest) == held.cached.index;
-                has && held.reference.name() == wanted.name()
-            }
-            None => false,
-        };
-        held.iter().find(|held| held.reference == *wanted).or_else(|| held.iter().find(same_content))
-    }
-
-    /// All images, each manifest once with all its names.
-    pub(in crate::image) fn node_images(&self) -> Vec<NodeImage> {
-        let mut by_manifest: BTreeMap<Digest, NodeImage> = BTreeMap::new();
-        for held in self.0.values().flat_map(|held| held.iter()) {
-            let size_bytes = held.cached.size_bytes;
-            let image = by_manifest.entry(held.cached.manifest).or_insert(NodeImage { names: Vec::new(), size_bytes });
-            let name = held.reference.name();
-            let by_digest = format!("{name}@{}", held.cached.index.unwrap_or(held.cached.manifest));
-            let by_tag = held.reference.tag().map(|tag| format!("{name}:{tag}"));
-            image.names.extend([Some(by_digest), by_tag].into_iter().flatten());
-        }
-        let mut images: Vec<NodeImage> = by_manifest.into_values().collect();
-        for image in &mut images {
-            image.names.sort();
-            image.names.dedup();
-        }
-        images
-    }
-}
 
 enum Command {
     Build(BuildCache, oneshot::Sender<Result<(), CacheError>>),
@@ -115,7 +54,8 @@ impl Keeper {
             engine,
             store: Arc::clone(&store),
             tasks: tasks.clone(),
-            caches: BTreeMap::new(),
+            caches: Caches::default(),
+            serving: HashMap::new(),
             builds: Builds::default(),
             report,
             show_list,
@@ -156,19 +96,13 @@ impl Keeper {
     }
 }
 
-/// One cache.
-struct Cache {
-    record: Record,
-    serving: Option<Arc<Vec<Held>>>,
-    progress_percent: u8,
-    build: Option<(u64, AbortHandle)>,
-}
-
 struct Task {
     engine: Arc<Engine>,
     store: Arc<Store>,
     tasks: TaskTracker,
-    caches: BTreeMap<String, Cache>,
+    caches: Caches,
+    /// What each cache serves: that of its last build that succeeded.
+    serving: HashMap<String, Arc<Vec<Held>>>,
     builds: Builds,
     report: mpsc::Sender<(String, u64, Report)>,
     show_list: watch::Sender<CacheList>,
@@ -203,35 +137,20 @@ impl Task {
 
     /// What an earlier life of this process has left.
     async fn recover(&mut self, records: Vec<(String, Record)>) {
-        for (id, mut record) in records {
-            let was_building = record.is_building();
-            let serving = match self.held(&record).await {
-                Ok(held) => Some(Arc::new(held)).filter(|held| !held.is_empty()),
-                Err(reason) => {
-                    tracing::warn!(cache = id, reason, "image cache is no longer whole");
-                    record.images.clear();
-                    record.break_off(reason, Timestamp::now());
+        for (id, record) in records {
+            let lost = match self.held(&record).await {
+                Ok(held) if held.is_empty() => None,
+                Ok(held) => {
+                    self.serving.insert(id.clone(), Arc::new(held));
                     None
                 }
+                Err(reason) => {
+                    tracing::warn!(cache = id, reason, "image cache is no longer whole");
+                    Some(reason)
+                }
             };
-            let goes_on = was_building && !record.request.with_logins;
-            if goes_on {
-                record.resume(Timestamp::now());
-            } else if was_building {
-                interrupt(&mut record, Timestamp::now());
-            }
-            record.touch(Timestamp::now());
-            let request = record.request.clone();
-            let name = record.name.clone();
-            self.caches.insert(id.clone(), Cache { record, serving, progress_percent: 0, build: None });
-            if goes_on {
-                let access = RegistryAccess {
-                    credentials: Vec::new(),
-                    plain_http: request.plain_http,
-                    insecure: request.insecure,
-                };
-                let size_limit_bytes = request.size_limit_bytes;
-                self.begin(BuildCache { id, name, images: request.images, access, size_limit_bytes });
+            if let Some(wish) = self.caches.take_up(id, record, lost, Timestamp::now()) {
+                self.begin(wish);
             }
         }
         self.show();
@@ -278,29 +197,10 @@ impl Task {
         if self.store.layout().cache(&wish.id).is_none() {
             return Err(CacheError::InvalidId(wish.id));
         }
-        let now = Timestamp::now();
-        let mut record = match self.caches.get(&wish.id) {
-            Some(cache) => cache.record.clone(),
-            None => Record::new(&wish, now),
-        };
-        let same = record.request.images == wish.images && record.request.size_limit_bytes == wish.size_limit_bytes;
-        let is_under_way = self.caches.get(&wish.id).is_some_and(|cache| cache.build.is_some());
-        if same && (is_under_way || record.phase == CachePhase::Ready) {
-            return Ok(());
-        }
-        record.begin(&wish, now);
+        let Some(record) = self.caches.wished(&wish, Timestamp::now()) else { return Ok(()) };
         self.write(&record).await?;
-        let id = wish.id.clone();
-        match self.caches.get_mut(&id) {
-            Some(cache) => {
-                cache.record = record;
-                if let Some((_, build)) = cache.build.take() {
-                    build.abort();
-                }
-            }
-            None => {
-                self.caches.insert(id, Cache { record, serving: None, progress_percent: 0, build: None });
-            }
+        if let Some(given_up) = self.caches.put(record) {
+            self.builds.abort(given_up);
         }
         self.begin(wish);
         self.show();
@@ -315,7 +215,7 @@ impl Task {
         let (reports, mut told) = mpsc::channel(QUEUE);
         let (all_reports, build_id) = (self.report.clone(), id.clone());
         let build = Build { engine: Arc::clone(&self.engine), wish, reports };
-        let handle = self.builds.spawn(&id, number, async move {
+        self.builds.spawn(&id, number, async move {
             let forward = async {
                 while let Some(report) = told.recv().await {
                     // The keeper is gone: so will be this build.
@@ -324,82 +224,50 @@ impl Task {
             };
             tokio::join!(build.run(), forward).0
         });
-        if let Some(cache) = self.caches.get_mut(&id) {
-            cache.progress_percent = 0;
-            cache.build = Some((number, handle));
-        }
+        self.caches.begin(&id, number);
     }
 
     async fn delete(&mut self, id: &str) -> Result<(), CacheError> {
-        if !self.caches.contains_key(id) {
+        if !self.caches.has(id) {
             return Ok(());
         }
         let (store, name) = (Arc::clone(&self.store), id.to_owned());
         let removed = self.tasks.spawn_blocking(move || caches::remove(store.layout(), &name)).await;
         removed.map_err(|_| CacheError::Closed)??;
-        if let Some(Cache { build: Some((_, build)), .. }) = self.caches.remove(id) {
-            build.abort();
+        if let Some(given_up) = self.caches.remove(id) {
+            self.builds.abort(given_up);
         }
+        self.serving.remove(id);
         self.show();
         self.show_what_serves();
         Ok(())
     }
 
     fn note(&mut self, id: &str, number: u64, report: Report) {
-        let Some(cache) = self.caches.get_mut(id).filter(|cache| cache.is_built_by(number)) else { return };
-        let now = Timestamp::now();
-        match report {
-            Report::Progress(percent) if percent <= cache.progress_percent => return,
-            Report::Progress(percent) => {
-                cache.progress_percent = percent;
-                cache.record.touch(now);
-            }
-            Report::Event { name, reason, message, warning } => {
-                let reason = reason.to_owned();
-                cache.record.add_event(BuildEvent { name, reason, message, warning, time: now }, now);
-            }
+        if self.caches.note(id, number, report, Timestamp::now()) {
+            self.show();
         }
-        self.show();
     }
 
     async fn end(&mut self, Ended { id, number, result }: Ended) {
-        let Some(cache) = self.caches.get(&id).filter(|cache| cache.is_built_by(number)) else { return };
-        let (mut record, now) = (cache.record.clone(), Timestamp::now());
-        let event = |reason: &str, message, warning| BuildEvent {
-            name: cache.record.name.clone(),
-            reason: reason.to_owned(),
-            message,
-            warning,
-            time: now,
-        };
-        let held = match result {
+        let now = Timestamp::now();
+        let (held, came) = match result {
             Ok(held) => {
-                record.add_event(event("Ready", "All images are complete on this host.".to_owned(), false), now);
                 let images: Vec<CachedImage> = held.iter().map(|held| held.cached.clone()).collect();
-                record.succeed(&images, now);
-                Some(Arc::new(held))
+                (Some(held), Ok(images))
             }
-            Err(err) => {
-                record.add_event(event("Failed", err.to_string(), true), now);
-                record.fail(err.to_string(), now);
-                None
-            }
+            Err(err) => (None, Err(err.to_string())),
         };
+        let Some(record) = self.caches.ended(&id, number, came, now) else { return };
         // Ready is what is durable.
-        let held = match self.write(&record).await {
-            Ok(()) => held,
-            Err(err) => {
-                record.images.clone_from(&cache.record.images);
-                record.fail(format!("put on record: {}", Chain(&err)), now);
-                None
+        match self.write(&record).await {
+            Ok(()) => {
+                self.caches.put(record);
+                if let Some(held) = held {
+                    self.serving.insert(id, Arc::new(held));
+                }
             }
-        };
-        if let Some(cache) = self.caches.get_mut(&id) {
-            cache.record = record;
-            cache.build = None;
-            if held.is_some() {
-                cache.serving = held;
-            }
+            Err(err) => self.caches.not_recorded(record, &Chain(&err).to_string(), now),
         }
         self.show_what_serves();
         self.show();
@@ -414,33 +282,11 @@ impl Task {
     }
 
     fn show(&self) {
-        let before = self.show_list.borrow().clone();
-        let state = |(id, cache): (&String, &Cache)| {
-            // What has not changed is shared with the list before.
-            let same = before.get(id).filter(|state| state.generation == cache.record.generation);
-            let state = same.cloned().unwrap_or_else(|| Arc::new(cache.record.state(cache.progress_percent)));
-            (id.clone(), state)
-        };
-        self.show_list.send_replace(Arc::new(self.caches.iter().map(state).collect()));
+        let list = self.caches.list(&self.show_list.borrow());
+        self.show_list.send_replace(list);
     }
 
     fn show_what_serves(&self) {
-        let serving = |(id, cache): (&String, &Cache)| Some((id.clone(), Arc::clone(cache.serving.as_ref()?)));
-        self.show_serving.send_replace(Serving(Arc::new(self.caches.iter().filter_map(serving).collect())));
-    }
-}
-
-/// A build that cannot go on by itself ends.
-fn interrupt(record: &mut Record, now: Timestamp) {
-    let message = "the build was interrupted by a restart of the node agent".to_owned();
-    let name = record.name.clone();
-    let reason = "Interrupted".to_owned();
-    record.add_event(BuildEvent { name, reason, message: message.clone(), warning: true, time: now }, now);
-    record.break_off(message, now);
-}
-
-impl Cache {
-    fn is_built_by(&self, number: u64) -> bool {
-        self.build.as_ref().is_some_and(|(current, _)| *current == number)
+        self.show_serving.send_replace(Serving(Arc::new(self.serving.clone())));
     }
 }
