@@ -59,6 +59,9 @@ const LOG_MAX_BYTES: u64 = 10 << 20;
 const LOG_MAX_FILES: u32 = 5;
 /// The name of the task that owns the pods' networks.
 const SANDBOXES: &str = "sandboxes";
+/// Containers that are started at the same time, for each core. About half of a start is waiting: for the kernel's grace
+/// periods, and for processes that wake each other.
+const STARTS_PER_CORE: usize = 2;
 /// How long the OCI runtime may take to start a container.
 const START_LIMIT: Duration = Duration::from_secs(120);
 
@@ -232,7 +235,7 @@ fn gc_rules(config: &Config) -> Rules {
 fn settings(config: &Config, node: NodeResources) -> Settings {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     Settings {
-        max_parallel_starts: config.max_parallel_starts.unwrap_or(cores),
+        max_parallel_starts: config.max_parallel_starts.unwrap_or(STARTS_PER_CORE * cores),
         log_root: config.log_root.clone(),
         dns: DnsSettings { cluster_dns: config.cluster_dns.clone(), cluster_domain: config.cluster_domain.clone() },
         node,

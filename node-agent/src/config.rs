@@ -65,7 +65,7 @@ pub struct Config {
     /// The container monitor; where it is not given, larder-monitor beside this program.
     #[arg(long, env = "LARDER_MONITOR", value_name = "PROGRAM")]
     pub monitor: Option<PathBuf>,
-    /// How many containers are started at the same time at most; as many as there are cores where it is not given.
+    /// How many containers are started at the same time at most; twice as many as there are cores where it is not given.
     #[arg(long, env = "LARDER_MAX_PARALLEL_STARTS", value_name = "N")]
     pub max_parallel_starts: Option<usize>,
     /// How many layers are transferred at the same time at most.
