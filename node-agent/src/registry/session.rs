@@ -218,7 +218,7 @@ impl Session {
         how: Resolve,
     ) -> Result<Resolved, RegistryError> {
         if how == Resolve::DigestOnly
-            && let Some(digest) = self.head_manifest(access, target).await?
+            && let Some(digest) = self.head_manifest(access, target, expected).await?
         {
             return Ok(Resolved { digest, content: None });
         }
@@ -233,13 +233,25 @@ impl Session {
     }
 
     /// The digest from a request without a body; none when the registry does not say it, or gives an error that it would
-    /// explain only in a body.
-    async fn head_manifest(&self, access: &Access, target: &str) -> Result<Option<Digest>, RegistryError> {
+    /// explain only in a body. What was asked for by its digest is that, or nothing: there is no content to tell.
+    async fn head_manifest(
+        &self,
+        access: &Access,
+        target: &str,
+        expected: Option<&Digest>,
+    ) -> Result<Option<Digest>, RegistryError> {
         let url = self.url(&access.endpoint, "manifests", target);
-        match self.request(access, Method::HEAD, &url, None).await {
-            Ok(response) => Ok(promised_digest(&response)),
-            Err(err) if err.is_transient() => Err(err),
-            Err(_) => Ok(None),
+        let response = match self.request(access, Method::HEAD, &url, None).await {
+            Ok(response) => response,
+            Err(err) if err.is_transient() => return Err(err),
+            Err(_) => return Ok(None),
+        };
+        match (expected, promised_digest(&response)) {
+            (Some(&expected), Some(actual)) if actual != expected => {
+                Err(RegistryError::WrongDigest { url, expected, actual })
+            }
+            (Some(&expected), Some(_) | None) => Ok(Some(expected)),
+            (None, told) => Ok(told),
         }
     }
 

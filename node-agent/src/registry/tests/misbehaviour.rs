@@ -34,6 +34,31 @@ async fn an_error_body_without_end_is_cut() {
 }
 
 #[tokio::test]
+async fn what_is_asked_for_by_its_digest_is_that_or_nothing() {
+    let (liar, registry) = (TestRegistry::start().await, TestRegistry::start().await);
+    let wanted = registry.put_manifest("a", "v1", &manifest());
+    let other = liar.put_manifest("a", "other", &json!({"schemaVersion": 2, "config": {}, "layers": [], "x": 1}));
+    liar.alias_manifest("a", "other", &wanted.to_string());
+    let by_digest = async |client: RegistryClient, image: String| {
+        let repository = client.open(&image.parse().unwrap(), &access(vec![])).await.unwrap();
+        repository.resolve(&wanted.to_string(), Resolve::DigestOnly).await
+    };
+    let err = by_digest(client(None), format!("{}/a@{wanted}", liar.host())).await.unwrap_err();
+    let is_a_lie = matches!(err, RegistryError::WrongDigest { expected, actual, .. } if (expected, actual) == (wanted, other));
+    assert!(is_a_lie, "{err}");
+    // A mirror that lies is passed over.
+    let hosts = format!("server = \"http://{}\"\n[host.\"http://{}\"]\n", registry.host(), liar.host());
+    let config = mirror_config("images.example.com", &hosts);
+    let resolved = by_digest(client(Some(config.path().to_owned())), format!("images.example.com/a@{wanted}")).await;
+    assert_eq!((resolved.unwrap().digest, liar.count("HEAD", "manifests")), (wanted, 2));
+    // One that says no digest has said nothing wrong, and need not be asked for the content.
+    registry.forget_seen();
+    registry.fault("manifests", 1, Fault::Status(200, vec![], ""));
+    let resolved = by_digest(client(None), format!("{}/a@{wanted}", registry.host())).await.unwrap();
+    assert_eq!((resolved.digest, resolved.content, registry.seen().len()), (wanted, None, 1));
+}
+
+#[tokio::test]
 async fn a_manifest_is_bounded_in_size_and_time() {
     let registry = TestRegistry::start().await;
     let digest = registry.put_manifest("a", "v1", &manifest());
