@@ -4,6 +4,7 @@
 //! [`super::http`], for these reasons:
 //! - It follows redirects by itself, and a header that is taken off at the first hop to another host is back at the second
 //!   one there. So it never sees a login, nor a token that a login was shown for.
+//! - Where one host's certificate is not verified, it verifies none of those that it is sent to either.
 //! - It knows no client certificates and no further headers, and puts `/v2` where it likes.
 //! - It would read the body of an error whole, and keeps the challenge and `Retry-After` to itself.
 //!
@@ -53,7 +54,8 @@ pub(super) enum Answer {
 
 /// Whether the crate can speak to this endpoint.
 pub(super) fn can_serve(endpoint: &Endpoint) -> bool {
-    endpoint.client.is_none() && endpoint.headers.is_empty() && split_prefix(&endpoint.prefix).is_some()
+    let has_own = endpoint.client.is_some() || endpoint.skip_verify || !endpoint.headers.is_empty();
+    !has_own && split_prefix(&endpoint.prefix).is_some()
 }
 
 /// What stands before `/v2` and after it.

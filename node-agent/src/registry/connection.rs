@@ -31,7 +31,6 @@ struct ClientKey {
     skip_verify: bool,
     dial_timeout: Duration,
     files: Vec<(PathBuf, Option<SystemTime>)>,
-    through_proxy: bool,
 }
 
 impl Connections {
@@ -46,7 +45,7 @@ impl Connections {
         if let Some(client) = clients.get(&key) {
             return Ok(client.clone());
         }
-        let client = self.new_client(endpoint, key.through_proxy)?;
+        let client = self.new_client(endpoint)?;
         if clients.len() >= MAX_CLIENTS {
             clients.clear();
         }
@@ -58,8 +57,7 @@ impl Connections {
     pub(super) fn package_config(&self, endpoint: &Endpoint) -> Result<ClientConfig, RegistryError> {
         // Its own error would show the address, which may hold a login.
         self.proxies.to_reqwest()?;
-        let proxies = if ClientKey::of(endpoint).through_proxy { self.proxies.clone() } else { Proxies::default() };
-        let (https_proxy, http_proxy, no_proxy) = proxies.by_scheme();
+        let (https_proxy, http_proxy, no_proxy) = self.proxies.clone().by_scheme();
         Ok(ClientConfig {
             protocol: if endpoint.plain { ClientProtocol::Http } else { ClientProtocol::Https },
             accept_invalid_certificates: endpoint.skip_verify,
@@ -75,7 +73,7 @@ impl Connections {
         })
     }
 
-    fn new_client(&self, endpoint: &Endpoint, through_proxy: bool) -> Result<reqwest::Client, RegistryError> {
+    fn new_client(&self, endpoint: &Endpoint) -> Result<reqwest::Client, RegistryError> {
         let mut builder = reqwest::Client::builder()
             .user_agent(USER_AGENT)
             .connect_timeout(endpoint.dial_timeout)
@@ -96,10 +94,8 @@ impl Connections {
             }
             builder = builder.identity(reqwest::Identity::from_pem(&pem).map_err(|err| certificate(path, &err))?);
         }
-        if through_proxy {
-            for proxy in self.proxies.to_reqwest()? {
-                builder = builder.proxy(proxy);
-            }
+        for proxy in self.proxies.to_reqwest()? {
+            builder = builder.proxy(proxy);
         }
         builder.build().map_err(|err| transport("GET", &endpoint.base(), err, self.stall))
     }
@@ -114,13 +110,7 @@ impl ClientKey {
             .chain(certificate.flatten())
             .map(|file| (file.clone(), std::fs::metadata(file).and_then(|meta| meta.modified()).ok()))
             .collect();
-        Self {
-            skip_verify: endpoint.skip_verify,
-            dial_timeout: endpoint.dial_timeout,
-            files,
-            // As Go's clients have it: what is on this host is never asked through a proxy.
-            through_proxy: !super::hosts::is_loopback(&endpoint.host),
-        }
+        Self { skip_verify: endpoint.skip_verify, dial_timeout: endpoint.dial_timeout, files }
     }
 }
 

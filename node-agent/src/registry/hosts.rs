@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use reqwest::Url;
 use serde::Deserialize;
 
 use crate::registry::RegistryError;
@@ -65,6 +66,21 @@ impl Endpoint {
         }
     }
 
+    /// How another host is spoken to on this one's behalf: what this one is shown, and what it is forgiven, is not for
+    /// that one. Its authorities may well have signed for both.
+    pub(super) fn elsewhere(&self, to: &Url) -> Self {
+        let host = to.host_str().unwrap_or_default();
+        let host = to.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+        // One machine has one certificate, whatever the port.
+        let skip_verify = self.skip_verify && self.is_named_as(to);
+        Self { plain: to.scheme() == "http", host, client: None, skip_verify, headers: Vec::new(), ..self.clone() }
+    }
+
+    /// Whether an address has the name of this host, at whatever port.
+    pub(super) fn is_named_as(&self, address: &Url) -> bool {
+        Url::parse(&self.base()).is_ok_and(|own| own.host_str() == address.host_str())
+    }
+
     /// `https://host/v2`, for messages and as the start of every address.
     pub fn base(&self) -> String {
         let scheme = if self.plain { "http" } else { "https" };
@@ -72,8 +88,8 @@ impl Endpoint {
     }
 }
 
-/// Whether this is the very host that we run on. Registries there have no certificate as a rule, nobody can listen in
-/// between, and no proxy leads to them.
+/// Whether this is the very host that we run on. Registries there have no certificate as a rule, and nobody can listen in
+/// between.
 pub(super) fn is_loopback(host: &str) -> bool {
     let name = if let Some(rest) = host.strip_prefix('[') {
         rest.split(']').next().unwrap_or(rest)
@@ -340,6 +356,28 @@ mod tests {
             std::fs::write(dir.path().join("_default/hosts.toml"), text).unwrap();
             let found = endpoints(Some(dir.path()), "a.local:1", origin());
             assert!(matches!(found, Err(RegistryError::HostsFile { .. })), "{text}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn another_host_is_shown_and_forgiven_nothing() {
+        let pair = Some((PathBuf::from("c"), None));
+        let headers = vec![("x-key".to_owned(), "secret".to_owned())];
+        for (host, to, skip_verify) in [
+            ("a.local:5000", "https://b.local/x", false),
+            ("a.local:5000", "http://a.local.b.local:5000/x", false),
+            ("a.local:5000", "https://a.local/x", true),
+            ("[::1]:5000", "https://[::1]:5001/x", true),
+            ("[::1]:5000", "https://[::2]:5000/x", false),
+        ] {
+            let own =
+                Endpoint { client: pair.clone(), headers: headers.clone(), ..Endpoint::origin(host, false, true) };
+            let found = own.elsewhere(&to.parse().unwrap());
+            assert_eq!((found.client, found.headers, found.skip_verify), (None, vec![], skip_verify), "{host} {to}");
+            assert!(
+                to.starts_with(&format!("{}://{}/", if found.plain { "http" } else { "https" }, found.host)),
+                "{to}"
+            );
         }
     }
 

@@ -87,12 +87,16 @@ impl Http {
     pub(super) async fn send(&self, request: Request<'_>) -> Result<Response, Refusal> {
         let method = method_name(&request.method);
         let malformed = |why: &str| RegistryError::Malformed { url: request.url.clone(), why: why.to_owned() };
-        let client = self.connections.client(request.endpoint)?;
+        let mut client = self.connections.client(request.endpoint)?;
         let registry = Url::parse(&request.url).map_err(|_| malformed("it is not an address"))?;
         let (mut at, mut home) = (registry.clone(), true);
         for _ in 0..=MAX_REDIRECTS {
             // Once away from the registry, nothing is carried any more, also where a later redirect leads back.
             home &= redirect::same_host(&registry, &at);
+            if !home {
+                // A client certificate is a login, too.
+                client = self.connections.client(&request.endpoint.elsewhere(&at))?;
+            }
             let built = build(&client, &request, at.clone(), if home { Carried::All } else { Carried::Nothing });
             let response = self.one_answer(method, &request.url, built).await?;
             if response.status().is_success() {

@@ -6,6 +6,8 @@ use super::RegistryError;
 const EVERYBODY: &str = "*, 0.0.0.0/0, ::/0";
 /// A proxy that is never asked, for use with [`EVERYBODY`].
 const NOBODY: &str = "http://127.0.0.1:9";
+/// This host. As Go's clients have it, what is here is never asked through a proxy.
+const OURSELVES: &str = "localhost, 127.0.0.0/8, ::1";
 
 /// Which requests go through which proxy.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -39,7 +41,8 @@ impl Proxies {
     }
 
     pub(super) fn to_reqwest(&self) -> Result<Vec<reqwest::Proxy>, RegistryError> {
-        let direct = || self.none.as_deref().and_then(reqwest::NoProxy::from_string);
+        // By the host that a request goes to, which after a redirect is not the registry.
+        let direct = || reqwest::NoProxy::from_string(&self.direct());
         let made = [
             ("HTTPS_PROXY", self.https.as_deref().map(reqwest::Proxy::https)),
             ("HTTP_PROXY", self.http.as_deref().map(reqwest::Proxy::http)),
@@ -59,11 +62,17 @@ impl Proxies {
     /// The proxies for https and http and what is asked directly, for a client that looks into the environment by itself
     /// when it is given neither proxy.
     pub(super) fn by_scheme(self) -> (Option<String>, Option<String>, Option<String>) {
+        let direct = self.direct();
         let (https, http) = (self.https.or_else(|| self.all.clone()), self.http.or(self.all));
         if https.is_none() && http.is_none() {
             return (Some(NOBODY.to_owned()), None, Some(EVERYBODY.to_owned()));
         }
-        (https, http, self.none)
+        (https, http, Some(direct))
+    }
+
+    /// What is asked directly.
+    fn direct(&self) -> String {
+        self.none.iter().map(String::as_str).chain([OURSELVES]).collect::<Vec<_>>().join(", ")
     }
 }
 
@@ -91,7 +100,7 @@ mod tests {
         assert!(everybody.is_some());
         let owned = |text: &str| Some(text.to_owned());
         let all = Proxies { all: owned("http://a"), http: owned("http://h"), none: owned("x"), https: None };
-        assert_eq!(all.by_scheme(), (owned("http://a"), owned("http://h"), owned("x")));
+        assert_eq!(all.by_scheme(), (owned("http://a"), owned("http://h"), Some(format!("x, {OURSELVES}"))));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use futures::TryStreamExt as _;
 use serde_json::json;
 
+mod certificates;
 mod elsewhere;
 mod misbehaviour;
 mod own_logins;
@@ -269,108 +270,4 @@ async fn a_mirror_may_have_a_path_headers_and_a_login_of_its_own() {
         assert_eq!(read(open_blob(&repository, &blob, 3, 2).await.unwrap()).await.unwrap(), b"c", "{text}");
     }
     assert_eq!(mirror.count("GET", "/v2/proxy/a/blobs/"), 4);
-}
-
-/// A certificate authority, a server certificate for 127.0.0.1, and a client certificate, as PEM files.
-struct Certificates {
-    folder: tempfile::TempDir,
-    server: rustls::ServerConfig,
-}
-
-/// Whether a server lets in who shows no certificate.
-#[derive(PartialEq)]
-enum Client {
-    MayShowNone,
-    MustShowOne,
-}
-
-fn certificates(client: Client) -> Certificates {
-    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let mut params = CertificateParams::new(Vec::new()).unwrap();
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let key = KeyPair::generate().unwrap();
-    let authority = params.self_signed(&key).unwrap();
-    let issuer = Issuer::new(params, key);
-    let signed = |name: &str| {
-        let key = KeyPair::generate().unwrap();
-        (CertificateParams::new(vec![name.to_owned()]).unwrap().signed_by(&key, &issuer).unwrap(), key)
-    };
-    let (server, server_key) = signed("127.0.0.1");
-    let (own, own_key) = signed("node");
-    let folder = tempfile::tempdir().unwrap();
-    // A bundle, of which the first is of no use.
-    let bundle = [server.pem(), authority.pem()].concat();
-    for (file, pem) in [("ca.crt", bundle), ("client.crt", own.pem()), ("client.key", own_key.serialize_pem())] {
-        std::fs::write(folder.path().join(file), pem).unwrap();
-    }
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(authority.der().clone()).unwrap();
-    let verifier = rustls::server::WebPkiClientVerifier::builder(roots.into());
-    let verifier = if client == Client::MayShowNone { verifier.allow_unauthenticated() } else { verifier };
-    let verifier = verifier.build().unwrap();
-    let server_key = rustls::pki_types::PrivatePkcs8KeyDer::from(server_key.serialize_der());
-    let server = rustls::ServerConfig::builder()
-        .with_client_cert_verifier(verifier)
-        .with_single_cert(vec![server.der().clone()], server_key.into())
-        .unwrap();
-    Certificates { folder, server }
-}
-
-#[tokio::test]
-async fn certificates_are_verified_as_the_configuration_says() {
-    let certificates = certificates(Client::MayShowNone);
-    let registry = TestRegistry::start_tls(certificates.server.clone()).await;
-    let digest = registry.put_manifest("a", "v1", &manifest());
-    let blob = registry.put_blob("abc");
-    let path = |file: &str| certificates.folder.path().join(file).display().to_string();
-    let host = registry.host();
-    let pull = async |settings: &str| {
-        // The server table and the host tables take the same settings; here it is the registry itself.
-        let text = format!("server = \"https://{host}\"\n{settings}");
-        let config = mirror_config("images.example.com", &text);
-        let client = client(Some(config.path().to_owned()));
-        let repository = client.open(&"images.example.com/a:v1".parse().unwrap(), &access(vec![])).await.unwrap();
-        let found = repository.resolve("v1", Resolve::WithContent).await?.digest;
-        assert_eq!(found, digest);
-        read(open_blob(&repository, &blob, 3, 0).await?).await
-    };
-    let ca = format!("ca = {:?}\n", path("ca.crt"));
-    assert_eq!(pull(&ca).await.unwrap(), b"abc");
-    assert_eq!(pull("skip_verify = true\n").await.unwrap(), b"abc");
-    let client = format!("{ca}client = [[{:?}, {:?}]]\n", path("client.crt"), path("client.key"));
-    assert_eq!(pull(&client).await.unwrap(), b"abc");
-    let text = pull("").await.unwrap_err().to_string();
-    assert!(text.contains("certificate"), "{text}");
-    let text = pull("ca = \"/none.crt\"\n").await.unwrap_err().to_string();
-    assert!(text.starts_with("certificate /none.crt: No such file"), "{text}");
-    // Asked for by the pod or the cache instead: it speaks TLS then, also on this very host.
-    let insecure = RegistryAccess { insecure: vec![host.clone()], ..RegistryAccess::default() };
-    let repository = self::client(None).open(&format!("{host}/a:v1").parse().unwrap(), &insecure).await.unwrap();
-    assert_eq!(repository.resolve("v1", Resolve::WithContent).await.unwrap().digest, digest);
-    let unasked = resolve(&self::client(None), &format!("{host}/a:v1"), &access(vec![])).await;
-    assert!(unasked.is_err(), "{unasked:?}");
-}
-
-#[tokio::test]
-async fn a_registry_may_want_a_client_certificate() {
-    let certificates = certificates(Client::MustShowOne);
-    let registry = TestRegistry::start_tls(certificates.server).await;
-    registry.put_manifest("a", "v1", &manifest());
-    let blob = registry.put_blob("abc");
-    let text = format!(
-        "[host.\"https://{}\"]\nca = \"ca.crt\"\nclient = [[\"client.crt\", \"client.key\"]]\n",
-        registry.host()
-    );
-    let folder = certificates.folder.path().join("images.example.com");
-    std::fs::create_dir(&folder).unwrap();
-    for file in ["ca.crt", "client.crt", "client.key"] {
-        std::fs::rename(certificates.folder.path().join(file), folder.join(file)).unwrap();
-    }
-    std::fs::write(folder.join("hosts.toml"), text).unwrap();
-    let client = client(Some(certificates.folder.path().to_owned()));
-    let repository = client.open(&"images.example.com/a:v1".parse().unwrap(), &access(vec![])).await.unwrap();
-    repository.resolve("v1", Resolve::WithContent).await.unwrap();
-    assert_eq!(read(open_blob(&repository, &blob, 3, 0).await.unwrap()).await.unwrap(), b"abc");
 }

@@ -128,12 +128,12 @@ pub(super) async fn fetch(
     Ok((token, life.saturating_sub(Duration::from_secs(10)).max(life / 2)))
 }
 
-/// The registry's own headers are not for its token server, and leave to skip its certificate is not leave to skip another
-/// host's.
+/// The registry's own headers are not for its token server. A client certificate is for it where it has the registry's
+/// name: one machine, whatever the port.
 fn realm_endpoint(endpoint: &Endpoint, realm: &str) -> Endpoint {
-    let url = reqwest::Url::parse(realm).ok();
-    let own_host = url.as_ref().and_then(reqwest::Url::host_str) == endpoint.host.split(':').next();
-    Endpoint { headers: Vec::new(), skip_verify: endpoint.skip_verify && own_host, ..endpoint.clone() }
+    let Ok(url) = reqwest::Url::parse(realm) else { return endpoint.clone() };
+    let client = endpoint.client.clone().filter(|_| endpoint.is_named_as(&url));
+    Endpoint { client, ..endpoint.elsewhere(&url) }
 }
 
 fn token_url(realm: &str, service: Option<&str>, scope: &str) -> String {
@@ -191,6 +191,20 @@ mod tests {
             assert!(check_realm(&endpoint, realm, true).is_err(), "{realm}");
         }
         assert!(check_realm(&endpoint, "https://auth.example.com/t", true).is_ok());
+    }
+
+    #[test]
+    fn another_hosts_token_server_is_shown_no_certificate() {
+        let client = Some(("c".into(), None));
+        let own = |host| Endpoint { client: client.clone(), ..Endpoint::origin(host, false, true) };
+        for (host, realm, is_own) in [
+            ("a.local:5000", "https://a.local/token", true),
+            ("[::1]:5000", "https://[::1]/token", true),
+            ("a.local", "https://auth.a.local/token", false),
+        ] {
+            let found = realm_endpoint(&own(host), realm);
+            assert_eq!((found.client.is_some(), found.skip_verify), (is_own, is_own), "{realm}");
+        }
     }
 
     #[test]

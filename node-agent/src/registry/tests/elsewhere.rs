@@ -2,12 +2,16 @@
 
 use super::*;
 
-/// The same server under another name: another host, as far as logins go.
-fn other_name(registry: &TestRegistry) -> String {
-    format!("localhost:{}", registry.host().rsplit_once(':').unwrap().1)
+pub(super) fn port(registry: &TestRegistry) -> String {
+    registry.host().rsplit_once(':').unwrap().1.to_owned()
 }
 
-fn redirect(to: String) -> Fault {
+/// The same server under another name: another host, as far as logins go.
+fn other_name(registry: &TestRegistry) -> String {
+    format!("localhost:{}", port(registry))
+}
+
+pub(super) fn redirect(to: String) -> Fault {
     Fault::Status(307, vec![("location", to)], "")
 }
 

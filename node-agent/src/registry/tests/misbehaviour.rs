@@ -44,7 +44,8 @@ async fn what_is_asked_for_by_its_digest_is_that_or_nothing() {
         repository.resolve(&wanted.to_string(), Resolve::DigestOnly).await
     };
     let err = by_digest(client(None), format!("{}/a@{wanted}", liar.host())).await.unwrap_err();
-    let is_a_lie = matches!(err, RegistryError::WrongDigest { expected, actual, .. } if (expected, actual) == (wanted, other));
+    let is_a_lie =
+        matches!(err, RegistryError::WrongDigest { expected, actual, .. } if (expected, actual) == (wanted, other));
     assert!(is_a_lie, "{err}");
     // A mirror that lies is passed over.
     let hosts = format!("server = \"http://{}\"\n[host.\"http://{}\"]\n", registry.host(), liar.host());
