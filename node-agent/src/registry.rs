@@ -20,6 +20,7 @@ mod error;
 pub mod hosts;
 mod http;
 mod node_logins;
+mod pauses;
 mod provider_config;
 mod proxies;
 mod range;

@@ -98,8 +98,11 @@ impl Route {
 
     /// How long to wait until the sources are asked again, after each has failed; none to give up. `jitter` is from 0 to 1.
     pub(super) fn wait(&mut self, jitter: f64) -> Option<Duration> {
-        let asked = self.sources.iter().rev().find(|source| source.state == State::Tired)?;
-        let asked = asked.error.as_ref().and_then(RegistryError::retry_after);
+        let tired: Vec<_> = self.sources.iter().filter(|source| source.state == State::Tired).collect();
+        if tired.is_empty() {
+            return None;
+        }
+        let asked = RegistryError::soonest(tired.into_iter().filter_map(|source| source.error.as_ref()));
         self.failures = self.failures.saturating_add(1);
         let wait = retry::wait(self.failures, asked, jitter)?;
         self.wake();

@@ -2,6 +2,8 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use jiff::Timestamp;
+
 use crate::digest::Digest;
 
 /// Why a registry did not give what it was asked for.
@@ -50,6 +52,20 @@ pub enum RegistryError {
         message: String,
         /// How long the registry asks us to wait.
         retry_after: Option<Duration>,
+    },
+    /// It has asked not to be asked yet, so it was not.
+    #[error("{method} {url}: not asked, as {said} and wants to be asked again at {until}, not before")]
+    Paused {
+        /// `GET` ...
+        method: &'static str,
+        /// What was to be asked for.
+        url: String,
+        /// `registry.example.com said 429 Too Many Requests`; not the host of `url` where that redirects.
+        said: String,
+        /// When it may be asked.
+        until: Timestamp,
+        /// How long that is from now.
+        left: Duration,
     },
     /// No connection, or it broke.
     #[error("{method} {url}: {cause}")]
@@ -226,8 +242,12 @@ impl RegistryError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Status { code, .. } => matches!(code, 408 | 429 | 500..=599),
-            Self::Connection { .. } | Self::Stalled { .. } | Self::TooSlow { .. } | Self::Truncated { .. } => true,
-            Self::AllFailed(errors) => errors.last().is_some_and(Self::is_transient),
+            Self::Connection { .. }
+            | Self::Paused { .. }
+            | Self::Stalled { .. }
+            | Self::TooSlow { .. }
+            | Self::Truncated { .. } => true,
+            Self::AllFailed(errors) => errors.iter().any(Self::is_transient),
             Self::Unauthorized { .. }
             | Self::NotFound { .. }
             | Self::TooLong { .. }
@@ -257,11 +277,12 @@ impl RegistryError {
         matches!(self, Self::Unauthorized { .. } | Self::NotFound { .. })
     }
 
-    /// How long the registry asks us to wait.
+    /// How long the registry asks us to wait; none when somebody who failed has not asked for it.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Status { retry_after, .. } => *retry_after,
-            Self::AllFailed(errors) => errors.last().and_then(Self::retry_after),
+            Self::Paused { left, .. } => Some(*left),
+            Self::AllFailed(errors) => Self::soonest(errors),
             Self::Unauthorized { .. }
             | Self::NotFound { .. }
             | Self::Connection { .. }
@@ -281,11 +302,50 @@ impl RegistryError {
         }
     }
 
+    /// How long it takes until the first of those that may get over their failure may be asked; none when one of them may
+    /// be asked at any time.
+    pub(crate) fn soonest<'a>(errors: impl IntoIterator<Item = &'a Self>) -> Option<Duration> {
+        let transient = errors.into_iter().filter(|err| err.is_transient());
+        let waits: Option<Vec<Duration>> = transient.map(Self::retry_after).collect();
+        waits?.into_iter().min()
+    }
+
     /// One error from those of the endpoints in the order of trial, of which there is at least one.
     pub(crate) fn from_tried(mut errors: Vec<Self>) -> Self {
         match errors.len() {
             1 => errors.remove(0),
             _ => Self::AllFailed(errors),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(code: u16, retry_after: Option<u64>) -> RegistryError {
+        let (url, status, message) = ("u".to_owned(), code.to_string(), String::new());
+        let retry_after = retry_after.map(Duration::from_secs);
+        RegistryError::Status { method: "GET", url, status, code, message, retry_after }
+    }
+
+    fn not_found() -> RegistryError {
+        RegistryError::NotFound { method: "GET", url: "u".into(), status: "404".into(), message: String::new() }
+    }
+
+    #[test]
+    fn it_may_pass_where_it_may_pass_at_one_endpoint() {
+        for (errors, expected) in [
+            (vec![status(503, None), not_found()], (true, None)),
+            (vec![status(503, Some(60)), not_found()], (true, Some(60))),
+            (vec![status(503, Some(60)), status(429, Some(7))], (true, Some(7))),
+            // The second may be asked at any time, and the first is known to want its peace.
+            (vec![status(503, Some(60)), status(500, None)], (true, None)),
+            (vec![status(400, Some(60)), not_found()], (false, None)),
+            (vec![not_found(), not_found()], (false, None)),
+        ] {
+            let all = RegistryError::from_tried(errors);
+            assert_eq!((all.is_transient(), all.retry_after().map(|wait| wait.as_secs())), expected, "{all}");
         }
     }
 }

@@ -9,13 +9,15 @@ use reqwest::{
     Response, Url,
     header::{AUTHORIZATION, HeaderName, HeaderValue, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE},
 };
+use tokio::time::Instant;
 
 use super::{
-    Proxies, RegistryError,
+    Login, Proxies, RegistryError,
     answer::{redirected_error, registry_words, status_error, transport},
     challenge::{self, Challenge},
     connection::Connections,
     hosts::Endpoint,
+    pauses::{Asked, Pauses},
     redirect::{self, MAX_REDIRECTS},
     retry,
 };
@@ -45,6 +47,8 @@ pub(super) struct Request<'a> {
     pub(super) accept: Option<&'a str>,
     pub(super) range_from: Option<u64>,
     pub(super) authorization: &'a Authorization,
+    /// As whom it is asked.
+    pub(super) login: Option<&'a Login>,
 }
 
 /// An answer that is not the one hoped for.
@@ -66,11 +70,12 @@ impl From<RegistryError> for Refusal {
 pub(super) struct Http {
     stall: Duration,
     connections: Connections,
+    pauses: Pauses,
 }
 
 impl Http {
     pub(super) fn new(stall: Duration, proxies: Proxies) -> Self {
-        Self { stall, connections: Connections::new(stall, proxies) }
+        Self { stall, connections: Connections::new(stall, proxies), pauses: Pauses::default() }
     }
 
     /// How long nothing may come before a request counts as stalled.
@@ -97,6 +102,8 @@ impl Http {
                 // A client certificate is a login, too.
                 client = self.connections.client(&request.endpoint.elsewhere(&at))?;
             }
+            let asked = Asked::at(&at, request.login.filter(|_| home));
+            self.heed_pause(method, &request.url, &at, &asked)?;
             let built = build(&client, &request, at.clone(), if home { Carried::All } else { Carried::Nothing });
             let response = self.one_answer(method, &request.url, built).await?;
             if response.status().is_success() {
@@ -105,15 +112,49 @@ impl Http {
             let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
             match redirect::target(&at, response.status(), location) {
                 Ok(Some(next)) => at = next,
-                Ok(None) if home => return Err(self.refusal(method, request.url, response).await),
                 Ok(None) => {
-                    let to = at.host_str().unwrap_or_default().to_owned();
-                    return Err(self.refusal_elsewhere(method, request.url, &to, response).await.into());
+                    let refusal = if home {
+                        self.refusal(method, request.url, response).await
+                    } else {
+                        let to = at.host_str().unwrap_or_default().to_owned();
+                        self.refusal_elsewhere(method, request.url, &to, response).await.into()
+                    };
+                    self.note_pause(asked, &refusal.error);
+                    return Err(refusal);
                 }
                 Err(why) => return Err(malformed(why.as_str()).into()),
             }
         }
         Err(malformed("it redirects without end").into())
+    }
+
+    /// Says no where a host has asked to be left alone and that time has not passed; `url` is for messages.
+    fn heed_pause(&self, method: &'static str, url: &str, at: &Url, asked: &Asked) -> Result<(), RegistryError> {
+        let now = Instant::now();
+        let Some(pause) = self.pauses.of(asked, now) else { return Ok(()) };
+        let left = pause.until.saturating_duration_since(now);
+        let said = format!("{} said {}", at.host_str().unwrap_or_default(), pause.status);
+        let until = jiff::Timestamp::now().saturating_add(left).unwrap_or(jiff::Timestamp::MAX);
+        // An event that says the same each time is shown once.
+        let until = until.round(jiff::Unit::Second).unwrap_or(until);
+        Err(RegistryError::Paused { method, url: url.to_owned(), said, until, left })
+    }
+
+    /// The same for an address that is asked by somebody else than this.
+    pub(super) fn may_be_asked(&self, url: &str, login: Option<&Login>) -> Result<(), RegistryError> {
+        match Url::parse(url) {
+            Ok(at) => self.heed_pause("GET", url, &at, &Asked::at(&at, login)),
+            // Whoever asks will say so.
+            Err(_) => Ok(()),
+        }
+    }
+
+    fn note_pause(&self, asked: Asked, error: &RegistryError) {
+        if let RegistryError::Status { retry_after: Some(wait), status, .. } = error
+            && error.is_transient()
+        {
+            self.pauses.note(asked, *wait, status, Instant::now());
+        }
     }
 
     /// Posts a form, as the OAuth2 flow wants it. A redirect is not followed: the form is a login.
@@ -122,7 +163,12 @@ impl Http {
         endpoint: &Endpoint,
         url: &str,
         form: &[(&str, &str)],
+        login: Option<&Login>,
     ) -> Result<Response, RegistryError> {
+        let at = Url::parse(url)
+            .map_err(|_| RegistryError::Malformed { url: url.to_owned(), why: "it is not an address".to_owned() })?;
+        let asked = Asked::at(&at, login);
+        self.heed_pause("POST", url, &at, &asked)?;
         let request = self
             .connections
             .client(endpoint)?
@@ -133,7 +179,9 @@ impl Http {
         if response.status().is_success() {
             return Ok(response);
         }
-        Err(self.refusal("POST", url.to_owned(), response).await.error)
+        let error = self.refusal("POST", url.to_owned(), response).await.error;
+        self.note_pause(asked, &error);
+        Err(error)
     }
 
     /// The whole body, of at most `limit` bytes, within a bounded time.

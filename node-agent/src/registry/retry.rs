@@ -13,7 +13,7 @@ const FIRST_WAIT: Duration = Duration::from_millis(250);
 /// The longest wait of our own choice.
 const LONGEST_WAIT: Duration = Duration::from_secs(4);
 /// The longest wait that a registry may ask for within one attempt. A longer one ends the attempt: the pod's own back-off
-/// shows it to the user, which a silent wait would not.
+/// shows it to the user, which a silent wait would not. It is kept to all the same, see [`super::pauses`].
 const LONGEST_ASKED: Duration = Duration::from_secs(15);
 
 /// The wait before the next try, after `failures` failures in a row (at least 1); none to give up. `jitter` is from 0 to 1.

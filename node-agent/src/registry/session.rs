@@ -2,7 +2,10 @@
 //! reader knows how far it has come.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -56,11 +59,18 @@ pub(super) struct Access {
     /// The login that was let in last.
     chosen: Mutex<Option<usize>>,
     blobs: Mutex<Option<BlobClient>>,
+    /// The last blob that was asked for through `oci-distribution` did not come, and none has come since.
+    refuses: AtomicBool,
 }
 
 impl Access {
     pub(super) fn new(endpoint: Endpoint, logins: Vec<Option<Login>>) -> Self {
-        Self { endpoint, logins, chosen: Mutex::default(), blobs: Mutex::default() }
+        Self { endpoint, logins, chosen: Mutex::default(), blobs: Mutex::default(), refuses: AtomicBool::new(false) }
+    }
+
+    /// The login that is shown first.
+    fn first_login(&self) -> Option<&Login> {
+        self.order().first().and_then(|&index| self.logins.get(index)).and_then(Option::as_ref)
     }
 
     /// The logins, the one that works first.
@@ -124,13 +134,16 @@ impl Repository for Session {
                 RegistryError::Malformed { url: url.clone(), why }
             }
         };
-        if let Some(client) = self.blob_client(access).await?
-            && let Answer::Content(promise, bytes) = client.open(&digest.to_string(), offset, &url).await?
-        {
-            let offset = range::begin(promise, offset, size).map_err(bad_promise)?;
-            return Ok(BlobStream { url, offset, bytes });
+        if let Some(client) = self.blob_client(access).await? {
+            self.http.may_be_asked(&url, access.first_login())?;
+            if let Answer::Content(promise, bytes) = client.open(&digest.to_string(), offset, &url).await? {
+                let offset = range::begin(promise, offset, size).map_err(bad_promise)?;
+                return Ok(BlobStream { url, offset, bytes });
+            }
+            access.refuses.store(true, Ordering::Relaxed);
         }
         let response = self.request(access, Method::GET, &url, Some(offset).filter(|&offset| offset > 0)).await?;
+        access.refuses.store(false, Ordering::Relaxed);
         let begins = range::begin(promise(&response), offset, size).map_err(bad_promise)?;
         let (address, stall) = (url.clone(), self.http.stall());
         let bytes =
@@ -154,8 +167,12 @@ impl Session {
     }
 
     /// The client for blobs, with the authorization that was let in last; none where that is a secret, or where
-    /// `oci-distribution` cannot speak to the endpoint.
+    /// `oci-distribution` cannot speak to the endpoint, nor where the last answer was an error: what it is has to be asked
+    /// again, and to ask twice each time is too much for a registry that has too much to do.
     async fn blob_client(&self, access: &Access) -> Result<Option<BlobClient>, RegistryError> {
+        if access.refuses.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
         let Some(authorization) = self.open_authorization(access).filter(|_| blob::can_serve(&access.endpoint)) else {
             return Ok(None);
         };
@@ -171,7 +188,7 @@ impl Session {
 
     /// What the next request would be sent with, where that is no secret: nothing, or a token that anybody is given.
     fn open_authorization(&self, access: &Access) -> Option<Authorization> {
-        let login = access.order().first().and_then(|&index| access.logins.get(index)).and_then(Option::as_ref);
+        let login = access.first_login();
         let known = self.tokens.get(&self.token_key(access, login), Instant::now());
         let authorization = known.unwrap_or_else(|| first_authorization(login));
         (login.is_none() || authorization == Authorization::Anonymous).then_some(authorization)
@@ -328,6 +345,7 @@ impl Session {
             accept: Some(&accept),
             range_from,
             authorization,
+            login,
         };
         let refusal = match self.http.send(request(&authorization)).await {
             Ok(response) => return Ok(response),

@@ -96,7 +96,7 @@ pub(super) async fn fetch(
                 ("scope", &scope),
             ];
             form.extend(service.map(|service| ("service", service)));
-            http.post_form(endpoint, realm, &form).await?
+            http.post_form(endpoint, realm, &form, login).await?
         }
         Some(Login::Basic { .. } | Login::RegistryToken(_)) | None => {
             let authorization = match login {
@@ -111,6 +111,7 @@ pub(super) async fn fetch(
                 accept: None,
                 range_from: None,
                 authorization: &authorization,
+                login,
             };
             http.send(request).await.map_err(|refusal| refusal.error)?
         }

@@ -66,12 +66,30 @@ async fn a_blob_is_asked_for_again_when_the_registry_says() {
     let (registry, bench) = (TestRegistry::start().await, Bench::new().await);
     let blob = push(&registry, "a", "v1").blobs[0].to_string();
     let asked = Fault::Status(429, vec![("retry-after", "1".to_owned())], "slow down");
-    // An error is asked for again, for its words.
-    registry.fault(&blob, 2, asked);
+    // The first error is asked for again, as only our own request is told the time; the next request is that from then on.
+    registry.fault(&blob, 3, asked);
     let begun = tokio::time::Instant::now();
     bench.pull(&format!("{}/a:v1", registry.host())).await.unwrap();
-    assert!(begun.elapsed() >= Duration::from_secs(1), "{:?}", begun.elapsed());
-    assert_eq!(registry.count("GET", &blob), 3);
+    assert!(begun.elapsed() >= Duration::from_secs(2), "{:?}", begun.elapsed());
+    let of_blob = registry.seen().into_iter().filter(|seen| seen.path.contains(&blob));
+    let through_the_package: Vec<bool> = of_blob.map(|seen| seen.range == Some("bytes=0-".to_owned())).collect();
+    assert_eq!(through_the_package, [true, false, false, false]);
+}
+
+#[tokio::test]
+async fn a_pod_that_is_tried_again_leaves_a_registry_alone_that_asks_for_it() {
+    let (registry, bench) = (TestRegistry::start().await, Bench::new().await);
+    let pushed = push(&registry, "a", "v1");
+    for blob in &pushed.blobs {
+        let asked = Fault::Status(429, vec![("retry-after", "60".to_owned())], "slow down");
+        registry.fault(&blob.to_string(), 1000, asked);
+    }
+    let reference = format!("{}/a:v1", registry.host());
+    bench.pull(&reference).await.unwrap_err();
+    let asked = registry.seen().len();
+    let text = bench.pull(&reference).await.unwrap_err().to_string();
+    assert!(text.contains("not asked") && text.contains("429 Too Many Requests"), "{text}");
+    assert_eq!(registry.seen().len(), asked);
 }
 
 #[tokio::test]

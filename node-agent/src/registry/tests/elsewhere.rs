@@ -104,7 +104,7 @@ async fn what_goes_wrong_elsewhere_is_not_about_the_login() {
     let (registry, other) = (TestRegistry::start().await, TestRegistry::start().await);
     let digest = Digest::of(b"abc");
     let image = format!("{}/a:v1", registry.host()).parse().unwrap();
-    let repository = client(None).open(&image, &access(vec![login(&registry.host(), "me")])).await.unwrap();
+    let open = async || client(None).open(&image, &access(vec![login(&registry.host(), "me")])).await.unwrap();
     let there = format!("http://{}/x?signature=secret", other_name(&other));
     for (fault, words) in [
         (Fault::Status(403, vec![], "expired"), "403 Forbidden from localhost, where it redirects to: expired"),
@@ -118,14 +118,14 @@ async fn what_goes_wrong_elsewhere_is_not_about_the_login() {
         // Asked again for what it says.
         registry.fault("blobs", 2, redirect(there.clone()));
         other.fault("/x", 2, fault);
-        let err = open_blob(&repository, &digest, 3, 0).await.unwrap_err();
+        let err = open_blob(&open().await, &digest, 3, 0).await.unwrap_err();
         let text = err.to_string();
         assert!(text.contains(words) && text.contains(&format!("{}/v2/a/blobs", registry.host())), "{text}");
         assert!(!err.is_about_access() && !text.contains("secret"), "{text}");
     }
     assert!(other.seen().iter().all(|seen| seen.authorization.is_none()), "{:?}", other.seen());
     registry.fault("blobs", 100, redirect(format!("http://{}/v2/a/blobs/again", registry.host())));
-    let text = open_blob(&repository, &digest, 3, 0).await.unwrap_err().to_string();
+    let text = open_blob(&open().await, &digest, 3, 0).await.unwrap_err().to_string();
     assert!(text.ends_with("it redirects without end"), "{text}");
 }
 

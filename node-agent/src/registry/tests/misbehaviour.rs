@@ -146,3 +146,44 @@ async fn waits_until_the_date_that_it_is_asked_to() {
     assert!((80..=90).contains(&asked), "{asked}: {err}");
     assert_eq!(registry.count("GET", "manifests"), 1, "so long a wait is the pod's");
 }
+
+#[tokio::test]
+async fn a_registry_that_wants_its_peace_is_not_asked_by_the_next_try_either() {
+    let registry = TestRegistry::start().await;
+    registry.put_manifest("a", "v1", &manifest());
+    let blob = registry.put_blob("abc");
+    let (client, image) = (client(None), format!("{}/a:v1", registry.host()));
+    let asked = |seconds: &str| Fault::Status(429, vec![("retry-after", seconds.to_owned())], "slow down");
+    registry.fault("manifests", 1, asked("90"));
+    resolve(&client, &image, &access(vec![])).await.unwrap_err();
+    let repository = client.open(&image.parse().unwrap(), &access(vec![])).await.unwrap();
+    let again = repository.resolve("v1", Resolve::WithContent).await.unwrap_err();
+    let text = again.to_string();
+    for words in ["429 Too Many Requests", "127.0.0.1", "asked again at 2"] {
+        assert!(text.contains(words), "{words} is not in: {text}");
+    }
+    assert!(again.is_transient() && again.retry_after().unwrap() > Duration::from_secs(80), "{text}");
+    let text = open_blob(&repository, &blob, 3, 0).await.unwrap_err().to_string();
+    assert!(text.contains("not asked"), "{text}");
+    assert_eq!(registry.seen().len(), 1);
+    // Whoever has a login of his own has a limit of his own.
+    resolve(&client, &image, &access(vec![login(&registry.host(), "me")])).await.unwrap();
+    assert_eq!(registry.seen().len(), 2);
+    // And its time passes.
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(91)).await;
+    tokio::time::resume();
+    repository.resolve("v1", Resolve::WithContent).await.unwrap();
+    assert_eq!(read(open_blob(&repository, &blob, 3, 0).await.unwrap()).await.unwrap(), b"abc");
+}
+
+#[tokio::test]
+async fn a_mirror_that_may_recover_is_asked_again_though_the_registry_has_nothing() {
+    let (mirror, origin) = (TestRegistry::start().await, TestRegistry::start().await);
+    let digest = mirror.put_manifest("a", "v1", &manifest());
+    let hosts = format!("server = \"http://{}\"\n[host.\"http://{}\"]\n", origin.host(), mirror.host());
+    let config = mirror_config("images.example.com", &hosts);
+    mirror.fault("manifests", 1, Fault::Status(503, vec![], ""));
+    let resolved = resolve(&client(Some(config.path().to_owned())), "images.example.com/a:v1", &access(vec![])).await;
+    assert_eq!((resolved.unwrap().digest, origin.count("GET", "manifests")), (digest, 1));
+}
