@@ -17,12 +17,19 @@ use bytes::Bytes;
 use futures::{StreamExt as _, stream::BoxStream};
 use oci_distribution::{
     Client, Reference,
-    client::{BlobResponse, ClientConfig, LayerDescriptor},
+    client::{BlobResponse, LayerDescriptor},
     errors::{DigestError, OciDistributionError},
     secrets::RegistryAuth,
 };
 
-use super::{RegistryError, answer::transport, hosts::Endpoint, http::Authorization, range::Promise};
+use super::{
+    RegistryError,
+    answer::transport,
+    connection::TokenFor,
+    hosts::Endpoint,
+    http::{Authorization, Http},
+    range::Promise,
+};
 use crate::host::memory;
 
 /// By how much the whole process may grow while it waits for the crate to say what an answer is.
@@ -69,31 +76,29 @@ fn split_prefix(prefix: &str) -> Option<(&str, &str)> {
 impl BlobClient {
     /// A client for `repository` of `registry` at `endpoint`, for which [`can_serve`] holds.
     pub(super) async fn new(
+        http: &Http,
         endpoint: &Endpoint,
-        config: ClientConfig,
         (registry, repository): (&str, &str),
         authorization: Authorization,
-        stall: Duration,
     ) -> Result<Self, RegistryError> {
         let (before, after) = split_prefix(&endpoint.prefix).unwrap_or(("", ""));
         let host = format!("{}{before}", endpoint.host);
         let repository = if after.is_empty() { repository.to_owned() } else { format!("{after}/{repository}") };
+        let token = match &authorization {
+            Authorization::Bearer(token) => Some(token.clone()),
+            Authorization::Anonymous | Authorization::Basic(..) => None,
+        };
+        let of_repository = |token| TokenFor { repository: format!("{host}/{repository}"), token };
+        let client = http.package(endpoint, token.clone().map(of_repository)).await?;
+        if let Some(token) = token {
+            client.store_auth_if_needed(&host, &RegistryAuth::Bearer(token)).await;
+        }
         let at = if endpoint.origin { host.clone() } else { registry.to_owned() };
         let mut reference = Reference::with_tag(at, repository, "latest".to_owned());
         if !endpoint.origin {
-            reference.set_mirror_registry(host.clone());
+            reference.set_mirror_registry(host);
         }
-        let base = endpoint.base();
-        let client = Client::try_from(config).map_err(|err| {
-            if let OciDistributionError::RequestError(err) = err {
-                return transport("GET", &base, err, stall);
-            }
-            RegistryError::Malformed { url: base.clone(), why: err.to_string() }
-        })?;
-        if let Authorization::Bearer(token) = &authorization {
-            client.store_auth_if_needed(&host, &RegistryAuth::Bearer(token.clone())).await;
-        }
-        Ok(Self { client, reference, authorization, stall })
+        Ok(Self { client, reference, authorization, stall: http.stall() })
     }
 
     /// What it authorizes itself with.

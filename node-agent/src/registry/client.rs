@@ -62,8 +62,10 @@ impl Registries for RegistryClient {
         // Who asks for a certificate not to be verified means that there is one.
         let plain = named(&access.plain_http) || speaks_plainly(reference.api_host()) && !named(&access.insecure);
         let origin = Endpoint::origin(reference.api_host(), plain, named(&access.insecure));
+        let (dir, registry) = (self.hosts.clone(), reference.registry().to_owned());
+        let found = tokio::task::spawn_blocking(move || hosts::endpoints(dir.as_deref(), &registry, origin)).await;
         let (mut endpoints, mut notes) = (Vec::new(), Vec::new());
-        for endpoint in hosts::endpoints(self.hosts.as_deref(), reference.registry(), origin)? {
+        for endpoint in found.unwrap_or(Err(RegistryError::Interrupted))? {
             // A login is for the host that it names, so a mirror gets one only under its own name.
             let host = if endpoint.origin { reference.registry() } else { &endpoint.host };
             let logins = self.logins(access, host, reference.repository(), &mut notes).await;

@@ -2,13 +2,20 @@
 
 use std::{
     collections::HashMap,
+    fmt,
+    hash::Hash,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
 
-use oci_distribution::client::{Certificate, CertificateEncoding, ClientConfig, ClientProtocol};
+use oci_distribution::{
+    Client,
+    client::{Certificate, CertificateEncoding, ClientConfig, ClientProtocol},
+    errors::OciDistributionError,
+};
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
+use tokio::sync::OnceCell;
 
 use super::{Proxies, RegistryError, answer::transport, hosts::Endpoint};
 
@@ -17,12 +24,19 @@ const MAX_CLIENTS: usize = 64;
 /// Who we say that we are.
 const USER_AGENT: &str = concat!("larder/", env!("CARGO_PKG_VERSION"));
 
-/// The clients in use.
+/// The clients in use. Each has a pool of connections and the authorities of this host, so none is made for one pull.
 #[derive(Debug)]
 pub(super) struct Connections {
+    settings: Settings,
+    clients: Kept<ClientKey, reqwest::Client>,
+    packages: Kept<PackageKey, Client>,
+}
+
+/// What all connections have in common.
+#[derive(Debug, Clone)]
+struct Settings {
     stall: Duration,
     proxies: Proxies,
-    clients: Mutex<HashMap<ClientKey, reqwest::Client>>,
 }
 
 /// What makes two endpoints need different connection settings. Certificates are read again when their file changes.
@@ -33,47 +47,89 @@ struct ClientKey {
     files: Vec<(PathBuf, Option<SystemTime>)>,
 }
 
+/// What makes two endpoints need different clients of `oci-distribution`. One client shows each token to all repositories of
+/// its registry, so each token has its own.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct PackageKey {
+    connection: ClientKey,
+    plain: bool,
+    token: Option<TokenFor>,
+}
+
+/// Where a token is shown.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(super) struct TokenFor {
+    /// `host/repository`.
+    pub(super) repository: String,
+    /// The token itself.
+    pub(super) token: String,
+}
+
+impl fmt::Debug for TokenFor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TokenFor").field("repository", &self.repository).finish_non_exhaustive()
+    }
+}
+
 impl Connections {
     pub(super) fn new(stall: Duration, proxies: Proxies) -> Self {
-        Self { stall, proxies, clients: Mutex::default() }
+        Self { settings: Settings { stall, proxies }, clients: Kept::default(), packages: Kept::default() }
     }
 
     /// A client for this endpoint.
-    pub(super) fn client(&self, endpoint: &Endpoint) -> Result<reqwest::Client, RegistryError> {
-        let key = ClientKey::of(endpoint);
-        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(client) = clients.get(&key) {
-            return Ok(client.clone());
-        }
-        let client = self.new_client(endpoint)?;
-        if clients.len() >= MAX_CLIENTS {
-            clients.clear();
-        }
-        clients.insert(key, client.clone());
-        Ok(client)
+    pub(super) async fn client(&self, endpoint: &Endpoint) -> Result<reqwest::Client, RegistryError> {
+        let key = ClientKey::of(endpoint).await;
+        let (settings, endpoint) = (self.settings.clone(), endpoint.clone());
+        self.clients.get(key, move || settings.client(&endpoint)).await
     }
 
-    /// The same settings for `oci-distribution`, which makes a client of its own of them.
-    pub(super) fn package_config(&self, endpoint: &Endpoint) -> Result<ClientConfig, RegistryError> {
-        // Its own error would show the address, which may hold a login.
-        self.proxies.to_reqwest()?;
-        let (https_proxy, http_proxy, no_proxy) = self.proxies.clone().by_scheme();
-        Ok(ClientConfig {
-            protocol: if endpoint.plain { ClientProtocol::Http } else { ClientProtocol::Https },
-            accept_invalid_certificates: endpoint.skip_verify,
-            extra_root_certificates: authorities(endpoint)?,
-            platform_resolver: None,
-            read_timeout: Some(self.stall),
-            connect_timeout: Some(endpoint.dial_timeout),
-            user_agent: USER_AGENT,
-            https_proxy,
-            http_proxy,
-            no_proxy,
-            ..ClientConfig::default()
-        })
+    /// A client of `oci-distribution` with the same settings, for whoever has been given this token, or none.
+    pub(super) async fn package(&self, endpoint: &Endpoint, token: Option<TokenFor>) -> Result<Client, RegistryError> {
+        let key = PackageKey { connection: ClientKey::of(endpoint).await, plain: endpoint.plain, token };
+        let (settings, endpoint) = (self.settings.clone(), endpoint.clone());
+        self.packages.get(key, move || settings.package(&endpoint)).await
     }
+}
 
-    fn new_client(&self, endpoint: &Endpoint) -> Result<reqwest::Client, RegistryError> {
+/// Clients by what they are for.
+struct Kept<K, C>(Mutex<HashMap<K, Arc<OnceCell<C>>>>);
+
+impl<K, C> fmt::Debug for Kept<K, C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Kept").finish_non_exhaustive()
+    }
+}
+
+impl<K, C> Default for Kept<K, C> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<K: Eq + Hash, C: Clone + Send + 'static> Kept<K, C> {
+    /// The client for a key. It is made once for all who ask at the same time, on a thread for what blocks: it reads files.
+    async fn get(
+        &self,
+        key: K,
+        make: impl FnOnce() -> Result<C, RegistryError> + Send + 'static,
+    ) -> Result<C, RegistryError> {
+        let cell = {
+            let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if kept.len() >= MAX_CLIENTS && !kept.contains_key(&key) {
+                kept.clear();
+            }
+            Arc::clone(kept.entry(key).or_default())
+        };
+        let made = cell.get_or_try_init(|| async move {
+            tokio::task::spawn_blocking(make).await.unwrap_or(Err(RegistryError::Interrupted))
+        });
+        made.await.cloned()
+    }
+}
+
+/// What is read and made here blocks.
+impl Settings {
+    fn client(&self, endpoint: &Endpoint) -> Result<reqwest::Client, RegistryError> {
         let mut builder = reqwest::Client::builder()
             .user_agent(USER_AGENT)
             .connect_timeout(endpoint.dial_timeout)
@@ -99,17 +155,45 @@ impl Connections {
         }
         builder.build().map_err(|err| transport("GET", &endpoint.base(), err, self.stall))
     }
+
+    fn package(&self, endpoint: &Endpoint) -> Result<Client, RegistryError> {
+        // Its own error would show the address, which may hold a login.
+        self.proxies.to_reqwest()?;
+        let (https_proxy, http_proxy, no_proxy) = self.proxies.clone().by_scheme();
+        let config = ClientConfig {
+            protocol: if endpoint.plain { ClientProtocol::Http } else { ClientProtocol::Https },
+            accept_invalid_certificates: endpoint.skip_verify,
+            extra_root_certificates: authorities(endpoint)?,
+            platform_resolver: None,
+            read_timeout: Some(self.stall),
+            connect_timeout: Some(endpoint.dial_timeout),
+            user_agent: USER_AGENT,
+            https_proxy,
+            http_proxy,
+            no_proxy,
+            ..ClientConfig::default()
+        };
+        Client::try_from(config).map_err(|err| {
+            if let OciDistributionError::RequestError(err) = err {
+                return transport("GET", &endpoint.base(), err, self.stall);
+            }
+            RegistryError::Malformed { url: endpoint.base(), why: err.to_string() }
+        })
+    }
 }
 
 impl ClientKey {
-    fn of(endpoint: &Endpoint) -> Self {
-        let certificate = endpoint.client.iter().flat_map(|(certificate, key)| [Some(certificate), key.as_ref()]);
-        let files = endpoint
-            .ca
-            .iter()
-            .chain(certificate.flatten())
-            .map(|file| (file.clone(), std::fs::metadata(file).and_then(|meta| meta.modified()).ok()))
-            .collect();
+    async fn of(endpoint: &Endpoint) -> Self {
+        let mut paths = endpoint.ca.clone();
+        if let Some((certificate, key)) = endpoint.client.clone() {
+            paths.push(certificate);
+            paths.extend(key);
+        }
+        let mut files = Vec::new();
+        for path in paths {
+            let modified = tokio::fs::metadata(&path).await.and_then(|meta| meta.modified()).ok();
+            files.push((path, modified));
+        }
         Self { skip_verify: endpoint.skip_verify, dial_timeout: endpoint.dial_timeout, files }
     }
 }

@@ -191,6 +191,9 @@ pub enum RegistryError {
         /// The environment's variable.
         variable: &'static str,
     },
+    /// This process is ending.
+    #[error("not asked: the agent is ending")]
+    Interrupted,
     /// No endpoint may be asked for this.
     #[error("no configured host of {registry} can {capability}")]
     NoEndpoint {
@@ -259,6 +262,7 @@ impl RegistryError {
             | Self::HostsFile { .. }
             | Self::Certificate { .. }
             | Self::Proxy { .. }
+            | Self::Interrupted
             | Self::NoEndpoint { .. } => false,
         }
     }
@@ -298,6 +302,7 @@ impl RegistryError {
             | Self::HostsFile { .. }
             | Self::Certificate { .. }
             | Self::Proxy { .. }
+            | Self::Interrupted
             | Self::NoEndpoint { .. } => None,
         }
     }

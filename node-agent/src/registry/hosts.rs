@@ -100,7 +100,7 @@ pub(super) fn is_loopback(host: &str) -> bool {
 }
 
 /// The endpoints for `registry`, in the order in which they are to be tried; `origin` is how the registry itself is spoken
-/// to when the file says nothing of it.
+/// to when the file says nothing of it. Blocks.
 ///
 /// # Errors
 /// When a file is there that cannot be read or has mistakes: to go round a configured mirror in silence would be worse.

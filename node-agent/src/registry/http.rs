@@ -4,7 +4,6 @@
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use oci_distribution::client::ClientConfig;
 use reqwest::{
     Response, Url,
     header::{AUTHORIZATION, HeaderName, HeaderValue, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE},
@@ -15,7 +14,7 @@ use super::{
     Login, Proxies, RegistryError,
     answer::{redirected_error, registry_words, status_error, transport},
     challenge::{self, Challenge},
-    connection::Connections,
+    connection::{Connections, TokenFor},
     hosts::Endpoint,
     pauses::{Asked, Pauses},
     redirect::{self, MAX_REDIRECTS},
@@ -83,16 +82,20 @@ impl Http {
         self.stall
     }
 
-    /// What `oci-distribution` is to know to speak to an endpoint as this does.
-    pub(super) fn package_config(&self, endpoint: &Endpoint) -> Result<ClientConfig, RegistryError> {
-        self.connections.package_config(endpoint)
+    /// A client of `oci-distribution` that speaks to an endpoint as this does.
+    pub(super) async fn package(
+        &self,
+        endpoint: &Endpoint,
+        token: Option<TokenFor>,
+    ) -> Result<oci_distribution::Client, RegistryError> {
+        self.connections.package(endpoint, token).await
     }
 
     /// Sends the request, and goes where it is sent. An answer other than 2xx is a [`Refusal`].
     pub(super) async fn send(&self, request: Request<'_>) -> Result<Response, Refusal> {
         let method = method_name(&request.method);
         let malformed = |why: &str| RegistryError::Malformed { url: request.url.clone(), why: why.to_owned() };
-        let mut client = self.connections.client(request.endpoint)?;
+        let mut client = self.connections.client(request.endpoint).await?;
         let registry = Url::parse(&request.url).map_err(|_| malformed("it is not an address"))?;
         let (mut at, mut home) = (registry.clone(), true);
         for _ in 0..=MAX_REDIRECTS {
@@ -100,7 +103,7 @@ impl Http {
             home &= redirect::same_host(&registry, &at);
             if !home {
                 // A client certificate is a login, too.
-                client = self.connections.client(&request.endpoint.elsewhere(&at))?;
+                client = self.connections.client(&request.endpoint.elsewhere(&at)).await?;
             }
             let asked = Asked::at(&at, request.login.filter(|_| home));
             self.heed_pause(method, &request.url, &at, &asked)?;
@@ -171,7 +174,8 @@ impl Http {
         self.heed_pause("POST", url, &at, &asked)?;
         let request = self
             .connections
-            .client(endpoint)?
+            .client(endpoint)
+            .await?
             .post(url)
             .header(reqwest::header::CONTENT_TYPE, "application/x-www-form-urlencoded")
             .body(encode_form(form));

@@ -180,8 +180,8 @@ impl Session {
         if let Some(made) = made.filter(|made| *made.authorization() == authorization) {
             return Ok(Some(made));
         }
-        let (config, names) = (self.http.package_config(&access.endpoint)?, (&*self.registry, &*self.repository));
-        let made = BlobClient::new(&access.endpoint, config, names, authorization, self.http.stall()).await?;
+        let names = (&*self.registry, &*self.repository);
+        let made = BlobClient::new(&self.http, &access.endpoint, names, authorization).await?;
         *access.blobs.lock().unwrap_or_else(PoisonError::into_inner) = Some(made.clone());
         Ok(Some(made))
     }

@@ -3,7 +3,10 @@
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -12,6 +15,7 @@ use axum::{
     body::Body,
     extract::State,
     response::{IntoResponse as _, Response},
+    serve::ListenerExt as _,
 };
 use base64::Engine as _;
 use bytes::Bytes;
@@ -80,6 +84,7 @@ struct Inner {
     /// Each for requests whose path contains the text, so many times.
     faults: Mutex<Vec<(String, usize, Fault)>>,
     seen: Mutex<Vec<Seen>>,
+    connections: AtomicUsize,
 }
 
 /// A running registry; it ends with its last clone.
@@ -142,6 +147,11 @@ impl TestRegistry {
             blobs: Mutex::default(),
             faults: Mutex::default(),
             seen: Mutex::default(),
+            connections: AtomicUsize::new(0),
+        });
+        let counted = Arc::clone(&inner);
+        let listener = listener.tap_io(move |_| {
+            counted.connections.fetch_add(1, Ordering::SeqCst);
         });
         let app = Router::new().fallback(handle).with_state(Arc::clone(&inner));
         let mut server = JoinSet::new();
@@ -203,6 +213,11 @@ impl TestRegistry {
 
     pub(crate) fn forget_seen(&self) {
         self.inner.seen.lock().unwrap().clear();
+    }
+
+    /// How many connections there have been.
+    pub(crate) fn connections(&self) -> usize {
+        self.inner.connections.load(Ordering::SeqCst)
     }
 
     /// How many requests had this method and a path with this text.

@@ -104,6 +104,31 @@ async fn logs_in_with_a_password_or_a_token_and_does_so_once() {
 }
 
 #[tokio::test]
+async fn the_next_pull_finds_the_connections_of_the_last_one() {
+    let registry = TestRegistry::start().await;
+    let blob = registry.put_blob("abc");
+    for repository in ["a", "b"] {
+        registry.put_manifest(repository, "v1", &manifest());
+    }
+    for door in [Door::Open, Door::Bearer(String::new(), None)] {
+        registry.set_door(door.clone());
+        let (client, before) = (client(None), registry.connections());
+        let mut used = Vec::new();
+        // Twice each: a token is a repository's.
+        for repository in ["a", "a", "b", "b"] {
+            let image = format!("{}/{repository}:v1", registry.host());
+            let repository = client.open(&image.parse().unwrap(), &access(vec![])).await.unwrap();
+            repository.resolve("v1", Resolve::WithContent).await.unwrap();
+            assert_eq!(read(open_blob(&repository, &blob, 3, 0).await.unwrap()).await.unwrap(), b"abc");
+            used.push(registry.connections() - before);
+        }
+        // One for manifests and tokens, one for blobs, which a client of its own brings.
+        let expected = if door == Door::Open { [2, 2, 2, 2] } else { [2, 2, 3, 3] };
+        assert_eq!(used, expected, "{door:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_blob_may_be_asked_for_first() {
     let registry = TestRegistry::start().await;
     let blob = registry.put_blob("abc");
