@@ -313,6 +313,7 @@ async fn open_images(
     }));
     let image_config = ImageConfig {
         max_parallel_layers: config.max_parallel_layers,
+        max_parallel_layers_in_all: config.max_parallel_layers_in_all,
         registry_bandwidth: config.registry_bandwidth,
         resume_over: config.resume_over,
         platform: Platform::host(),

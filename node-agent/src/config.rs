@@ -68,9 +68,14 @@ pub struct Config {
     /// How many containers are started at the same time at most; twice as many as there are cores where it is not given.
     #[arg(long, env = "LARDER_MAX_PARALLEL_STARTS", value_name = "N")]
     pub max_parallel_starts: Option<usize>,
-    /// How many layers are transferred at the same time at most.
+    /// How many layers are transferred from one registry at the same time at most. Each registry has its own, so that one
+    /// that is slow does not hold up the pods of another.
     #[arg(long, env = "LARDER_MAX_PARALLEL_LAYERS", default_value_t = 4, value_name = "N")]
     pub max_parallel_layers: usize,
+    /// How many layers are transferred from all registries at the same time at most. Each may take memory for its
+    /// decompression, 128 MiB at most with zstd, and for its names, see --max-layer-metadata-bytes.
+    #[arg(long, env = "LARDER_MAX_PARALLEL_LAYERS_IN_ALL", default_value_t = 16, value_name = "N")]
+    pub max_parallel_layers_in_all: usize,
     /// How many bytes a second may come from registries at most, all pulls together: 20Mi, 100M. No bound where it is not
     /// given.
     #[arg(long, env = "LARDER_REGISTRY_BANDWIDTH", value_name = "BYTES", value_parser = parse_bandwidth)]
@@ -227,6 +232,7 @@ impl Config {
         for (flag, number) in [
             ("--max-parallel-starts", self.max_parallel_starts.unwrap_or(1)),
             ("--max-parallel-layers", self.max_parallel_layers),
+            ("--max-parallel-layers-in-all", self.max_parallel_layers_in_all),
         ] {
             if number == 0 {
                 return Err(ConfigError::Zero(flag));
@@ -338,6 +344,7 @@ mod tests {
             (&["--tls-cert", "/c"], "--tls-cert is used with"),
             (&["--root", "var"], "--root must be an absolute path"),
             (&["--max-parallel-layers", "0"], "--max-parallel-layers must be 1 or more"),
+            (&["--max-parallel-layers-in-all", "0"], "--max-parallel-layers-in-all must be 1 or more"),
             (&["--image-gc-high", "80"], "--image-gc-low (80) must be less than --image-gc-high (80)"),
             (&["--image-gc-high", "101"], "101 is not in 0..=100"),
             (&["--image-gc-max-age", "1m"], "--image-gc-max-age must be more than"),

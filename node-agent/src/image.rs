@@ -26,6 +26,7 @@ mod single_flight;
 mod test_snapshotter;
 #[cfg(test)]
 mod tests;
+mod turns;
 mod unpack;
 pub mod verify;
 

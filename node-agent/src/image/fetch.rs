@@ -1,23 +1,17 @@
 //! Fetching the layers of an image: only those that are missing, several at once, each once however many ask.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use futures::{StreamExt as _, stream::FuturesUnordered};
-use tokio::{
-    sync::Semaphore,
-    time::{Instant, MissedTickBehavior},
-};
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::task::TaskTracker;
 
 use super::{
-    pull::{self, PullError, Puller},
+    pull::{PullError, Puller},
     pull_plan::{self, Plan, PlannedLayer},
     pulls::Moved,
     single_flight::{Flights, Passenger},
+    turns::Turns,
 };
 use crate::{
     digest::Digest,
@@ -27,8 +21,6 @@ use crate::{
 
 /// How often progress is told.
 const REPORT_EVERY: Duration = Duration::from_millis(500);
-/// Registries whose turns are kept apart.
-const MAX_REGISTRIES: usize = 1024;
 
 type Outcome = Result<Layer, Arc<PullError>>;
 
@@ -46,9 +38,7 @@ pub(super) struct Fetcher {
     /// By registry and diff id. A layer that two registries claim to have is fetched from each: so one that is slow or lies
     /// does no harm to the pods of another.
     flights: Flights<(String, Digest), Landed>,
-    /// How many layers come from one registry at once.
-    turns: Mutex<HashMap<String, Arc<Semaphore>>>,
-    parallel: usize,
+    turns: Turns,
     tasks: TaskTracker,
 }
 
@@ -60,9 +50,9 @@ pub(super) struct Fetched {
 }
 
 impl Fetcher {
-    pub(super) fn new(puller: Puller, parallel: usize, tasks: TaskTracker) -> Self {
+    pub(super) fn new(puller: Puller, turns: Turns, tasks: TaskTracker) -> Self {
         let flights = Flights::new(tasks.clone());
-        Self { puller, flights, turns: Mutex::default(), parallel: parallel.max(1), tasks }
+        Self { puller, flights, turns, tasks }
     }
 
     /// What of these layers is not here.
@@ -127,12 +117,14 @@ impl Fetcher {
         let key = (reference.registry().to_owned(), layer.diff_id);
         self.flights.join(key, |progress| {
             let (puller, repository, layer) = (self.puller.clone(), Arc::clone(repository), *layer);
-            let turns = self.turns(reference.registry());
+            // Here and not in the task: tasks run in any order, and the largest is to come first.
+            let place = self.turns.queue(reference.registry());
             async move {
                 let from = repository.name().to_owned();
-                let Some(_turn) = pull::turn(&turns, &progress).await else {
+                let Some(_turn) = place.turn().await else {
                     return Landed { from, outcome: Err(Arc::new(PullError::Interrupted(layer.blob.digest))) };
                 };
+                progress.begin(Instant::now());
                 let outcome = puller.layer(repository.as_ref(), &layer, &progress).await.map_err(Arc::new);
                 Landed { from, outcome }
             }
@@ -156,14 +148,5 @@ impl Fetcher {
             }
             outcome => outcome,
         }
-    }
-
-    fn turns(&self, registry: &str) -> Arc<Semaphore> {
-        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
-        if turns.len() >= MAX_REGISTRIES {
-            turns.retain(|_, of_registry| Arc::strong_count(of_registry) > 1);
-        }
-        let new = || Arc::new(Semaphore::new(self.parallel));
-        Arc::clone(turns.entry(registry.to_owned()).or_insert_with(new))
     }
 }

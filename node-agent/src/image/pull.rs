@@ -4,7 +4,7 @@
 use std::{io, sync::Arc};
 
 use bytes::Bytes;
-use tokio::{sync::mpsc, time::Instant};
+use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 
 use super::{
@@ -267,14 +267,4 @@ fn free(store: &Store, snapshotter: &dyn Snapshotter, needed_bytes: u64) -> bool
 /// Now, for the store's record of last use.
 pub(super) fn unix_seconds() -> u64 {
     u64::try_from(jiff::Timestamp::now().as_second()).unwrap_or_default()
-}
-
-/// Waits for a turn and notes when it came.
-pub(super) async fn turn<'a>(
-    turns: &'a tokio::sync::Semaphore,
-    progress: &Progress,
-) -> Option<tokio::sync::SemaphorePermit<'a>> {
-    let permit = turns.acquire().await.ok()?;
-    progress.begin(Instant::now());
-    Some(permit)
 }

@@ -21,6 +21,7 @@ use super::{
     pull_plan::Platform,
     pulls::{Moved, PullList, Pulls},
     resolve::{ResolveError, ResolvedImage, Resolver},
+    turns::Turns,
 };
 use crate::{
     chain::Chain,
@@ -41,6 +42,8 @@ use crate::{
 pub struct ImageConfig {
     /// How many layers come from one registry at once.
     pub max_parallel_layers: usize,
+    /// How many layers come from all registries at once.
+    pub max_parallel_layers_in_all: usize,
     /// How many bytes a second may come from all registries together.
     pub registry_bandwidth: Option<NonZeroU64>,
     /// Downloads that take longer go on where they were after this process has ended.
@@ -204,6 +207,7 @@ impl ImageService {
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let documents = Documents(Arc::clone(&store));
         let pulls = Pulls::new(config.meters.clone(), tasks.clone());
+        let turns = Turns::new(config.max_parallel_layers_in_all, config.max_parallel_layers);
         let puller = Puller {
             store: Arc::clone(&store),
             snapshotter: Arc::clone(&snapshotter),
@@ -215,7 +219,7 @@ impl ImageService {
         let engine = Arc::new(Engine {
             registries,
             resolver: Resolver::new(documents, config.platform, puller.clone(), tasks.clone()),
-            fetcher: Fetcher::new(puller, config.max_parallel_layers, tasks.clone()),
+            fetcher: Fetcher::new(puller, turns, tasks.clone()),
             pulls,
             mounts: Mounts::new(Arc::clone(&store), Arc::clone(&snapshotter), tasks.clone(), stop.clone()),
             store: Arc::clone(&store),

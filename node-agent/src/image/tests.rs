@@ -25,6 +25,7 @@ pub(super) const PLATFORM: pull_plan::Platform =
 pub(super) fn image_config(registry_bandwidth: Option<NonZeroU64>) -> ImageConfig {
     ImageConfig {
         max_parallel_layers: 3,
+        max_parallel_layers_in_all: 5,
         registry_bandwidth,
         resume_over: Duration::ZERO,
         platform: PLATFORM,

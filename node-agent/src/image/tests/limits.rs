@@ -10,7 +10,7 @@ fn asked_for(registry: &TestRegistry) -> BTreeSet<String> {
     seen.filter_map(|seen| Some(seen.path.rsplit_once("/blobs/")?.1.to_owned())).collect()
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn so_many_layers_at_once_come_from_a_registry_the_largest_first() {
     let (registry, bench) = (TestRegistry::start().await, Bench::new().await);
     let layers: Vec<_> = (0..6_u8).map(|seed| noise(seed.into(), 1000 * (1 + usize::from(seed)))).collect();
@@ -39,6 +39,32 @@ async fn so_many_layers_at_once_come_from_a_registry_the_largest_first() {
     registry.heal();
     bench.pull(&reference).await.unwrap();
     assert_eq!(layers_asked_for().len(), 6);
+}
+
+#[tokio::test]
+async fn so_many_layers_at_once_come_from_all_registries() {
+    let (registries, bench) = ([TestRegistry::start().await, TestRegistry::start().await], Bench::new().await);
+    let layers: Vec<_> = (0..4).map(|seed| noise(seed, 1000)).map(|plain| (plain.clone(), plain)).collect();
+    for registry in &registries {
+        for blob in push_layers(registry, "a", "v1", &layers).blobs {
+            registry.fault(&blob.to_string(), 1000, Fault::Stall(10));
+        }
+    }
+    // Beside the layers, each was asked for a configuration.
+    let asked = || registries.iter().map(|registry| asked_for(registry).len() - 1).collect::<Vec<_>>();
+    let [a, b] = registries.each_ref().map(|registry| format!("{}/a:v1", registry.host()));
+    let has_been_asked = async {
+        Bench::until(|| registries.iter().map(|registry| asked_for(registry).len()).sum::<usize>() >= 7).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    };
+    tokio::select! {
+        ended = bench.pull(&a) => panic!("it cannot end: {ended:?}"),
+        ended = bench.pull(&b) => panic!("it cannot end: {ended:?}"),
+        () = has_been_asked => {}
+    }
+    let mut asked = asked();
+    asked.sort_unstable();
+    assert_eq!(asked, [2, 3], "three of one, and five of both");
 }
 
 #[tokio::test]
