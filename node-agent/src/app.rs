@@ -309,7 +309,7 @@ async fn open_images(
         auth_file: Some(config.registry_auth_file.clone()),
         credential_providers,
         proxies: Proxies::from_environment(|name| std::env::var(name).ok()),
-        ..RegistryConfig::default()
+        stall: config.registry_stall,
     }));
     let image_config = ImageConfig {
         max_parallel_layers: config.max_parallel_layers,

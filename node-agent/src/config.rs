@@ -76,6 +76,10 @@ pub struct Config {
     /// decompression, 128 MiB at most with zstd, and for its names, see --max-layer-metadata-bytes.
     #[arg(long, env = "LARDER_MAX_PARALLEL_LAYERS_IN_ALL", default_value_t = 16, value_name = "N")]
     pub max_parallel_layers_in_all: usize,
+    /// How long a registry may be silent before a request is given up and tried again or at the next mirror. A blob that
+    /// comes with less than 1 KiB/s, taken over four times this, is given up as well.
+    #[arg(long, env = "LARDER_REGISTRY_STALL", default_value = "30s", value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub registry_stall: Duration,
     /// How many bytes a second may come from registries at most, all pulls together: 20Mi, 100M. No bound where it is not
     /// given.
     #[arg(long, env = "LARDER_REGISTRY_BANDWIDTH", value_name = "BYTES", value_parser = parse_bandwidth)]
@@ -186,6 +190,9 @@ pub enum ConfigError {
     /// A number that must not be 0.
     #[error("{0} must be 1 or more")]
     Zero(&'static str),
+    /// A registry cannot be given up at once.
+    #[error("--registry-stall must be 1s or more")]
+    Stall,
     /// Water marks the wrong way round.
     #[error("--image-gc-low ({low}) must be less than --image-gc-high ({high})")]
     WaterMarks {
@@ -237,6 +244,9 @@ impl Config {
             if number == 0 {
                 return Err(ConfigError::Zero(flag));
             }
+        }
+        if self.registry_stall < Duration::from_secs(1) {
+            return Err(ConfigError::Stall);
         }
         let (low, high) = (self.image_gc_low, self.image_gc_high);
         if low >= high {
@@ -345,6 +355,7 @@ mod tests {
             (&["--root", "var"], "--root must be an absolute path"),
             (&["--max-parallel-layers", "0"], "--max-parallel-layers must be 1 or more"),
             (&["--max-parallel-layers-in-all", "0"], "--max-parallel-layers-in-all must be 1 or more"),
+            (&["--registry-stall", "0s"], "--registry-stall must be 1s or more"),
             (&["--image-gc-high", "80"], "--image-gc-low (80) must be less than --image-gc-high (80)"),
             (&["--image-gc-high", "101"], "101 is not in 0..=100"),
             (&["--image-gc-max-age", "1m"], "--image-gc-max-age must be more than"),

@@ -20,6 +20,7 @@ mod error;
 pub mod hosts;
 mod http;
 mod node_logins;
+mod pace;
 mod pauses;
 mod provider_config;
 mod proxies;

@@ -95,7 +95,7 @@ fn shared() -> Vec<(&'static str, Shared)> {
     all.extend::<Vec<(&'static str, Shared)>>(tests!(volumes: objects_reach_files_and_variables, missing_objects_are_named_and_awaited, tokens_reach_the_api_server));
     all.extend::<Vec<(&'static str, Shared)>>(tests!(network: pods_reach_pods_and_services, names_and_resolver));
     all.extend::<Vec<(&'static str, Shared)>>(
-        tests!(registry: wrong_digest, wrong_length, truncated, reset, server_errors, endless, unauthorized, token_loop, not_found, huge_manifest, manifest_of_itself, redirected, too_many_requests, slow, pull_secret),
+        tests!(registry: wrong_digest, wrong_length, truncated, reset, silent, server_errors, endless, unauthorized, token_loop, not_found, huge_manifest, manifest_of_itself, redirected, too_many_requests, slow, pull_secret),
     );
     all.extend::<Vec<(&'static str, Shared)>>(tests!(image_cache: made_by_hand, pinned_without_the_registry, matched_without_the_registry, made_when_missing, pinned_to_one_that_is_missing, pinned_to_one_in_the_making, one_for_many_pods, gone_from_the_host_when_deleted, invalid_annotations, as_kubectl_shows_it));
     all.extend::<Vec<(&'static str, Shared)>>(tests!(node: shape, deleted_and_recreated));
@@ -115,7 +115,8 @@ fn alone() -> Vec<(&'static str, Alone)> {
 impl Clusters {
     fn run_shared(&self, test: Shared) -> Result<(), Failed> {
         self.runtime.block_on(async {
-            let options = Options { kube_proxy: true, ..Options::new('s', 201) };
+            let agent_flags = vec!["--registry-stall=5s".to_owned()];
+            let options = Options { kube_proxy: true, agent_flags, ..Options::new('s', 201) };
             let cluster = self.shared.get_or_try_init(|| Cluster::start(options)).await.map_err(failed)?;
             limited(test(cluster)).await.map_err(failed)
         })

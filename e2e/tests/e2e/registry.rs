@@ -104,6 +104,12 @@ pub(crate) async fn server_errors(cluster: &Cluster) -> Result<()> {
     broken_then_healed(cluster, "server-errors", rule, &["502 Bad Gateway"]).await
 }
 
+/// A registry that takes requests and does not answer is given up after `--registry-stall`, which is short here.
+pub(crate) async fn silent(cluster: &Cluster) -> Result<()> {
+    let rule = Rule::every(Kind::Blob, Fault::Silence);
+    broken_then_healed(cluster, "silent", rule, &["no data from the registry for 5s"]).await
+}
+
 /// An error body without end is not read to its end.
 pub(crate) async fn endless(cluster: &Cluster) -> Result<()> {
     let rule = Rule::every(Kind::Blob, Fault::Endless(StatusCode::INTERNAL_SERVER_ERROR));

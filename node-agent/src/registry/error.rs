@@ -87,10 +87,10 @@ pub enum RegistryError {
         /// How long we waited.
         after: Duration,
     },
-    /// A small document that did not come within its time.
+    /// A small document that did not come within its time, or a blob of which too little came in it.
     #[error("{what} from {url} is too slow: {got_bytes} bytes came in {}", humantime::format_duration(*.after))]
     TooSlow {
-        /// `manifest` or `token`.
+        /// `manifest`, `token`, or a digest.
         what: String,
         /// What was asked for.
         url: String,

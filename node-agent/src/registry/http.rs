@@ -23,7 +23,8 @@ use super::{
 
 /// Of an error body, more is of no use.
 const MAX_ERROR_BODY: usize = 16 << 10;
-/// How many times the longest silence a small document may take to come: one that drips must not be waited for for ever.
+/// How many times the longest silence a small document may take to come, and over which the rate of a blob is taken: what
+/// drips must not be waited for for ever.
 const SILENCES: u32 = 4;
 
 /// What the requests go out with.
@@ -80,6 +81,11 @@ impl Http {
     /// How long nothing may come before a request counts as stalled.
     pub(super) fn stall(&self) -> Duration {
         self.stall
+    }
+
+    /// How long something may drip.
+    pub(super) fn patience(&self) -> Duration {
+        self.stall.saturating_mul(SILENCES)
     }
 
     /// A client of `oci-distribution` that speaks to an endpoint as this does.
@@ -197,7 +203,7 @@ impl Http {
         limit: usize,
     ) -> Result<Bytes, RegistryError> {
         let mut body = BytesMut::new();
-        let after = self.stall.saturating_mul(SILENCES);
+        let after = self.patience();
         let read = tokio::time::timeout(after, read_up_to(response, &mut body, limit)).await;
         match read {
             Ok(Ok(Extent::Whole)) => Ok(body.freeze()),

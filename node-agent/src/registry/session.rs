@@ -11,7 +11,7 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::StreamExt as _;
+use futures::{StreamExt as _, stream::BoxStream};
 use oci_distribution::manifest::{
     IMAGE_MANIFEST_LIST_MEDIA_TYPE, IMAGE_MANIFEST_MEDIA_TYPE, OCI_IMAGE_INDEX_MEDIA_TYPE, OCI_IMAGE_MEDIA_TYPE,
 };
@@ -28,6 +28,7 @@ use super::{
     challenge::Challenge,
     hosts::Endpoint,
     http::{Authorization, Http, Request},
+    pace,
     range::{self, BadPromise, Promise},
     retry,
     token::{self, TokenKey, Tokens},
@@ -138,7 +139,7 @@ impl Repository for Session {
             self.http.may_be_asked(&url, access.first_login())?;
             if let Answer::Content(promise, bytes) = client.open(&digest.to_string(), offset, &url).await? {
                 let offset = range::begin(promise, offset, size).map_err(bad_promise)?;
-                return Ok(BlobStream { url, offset, bytes });
+                return Ok(self.stream(url, digest, offset, bytes));
             }
             access.refuses.store(true, Ordering::Relaxed);
         }
@@ -148,7 +149,7 @@ impl Repository for Session {
         let (address, stall) = (url.clone(), self.http.stall());
         let bytes =
             response.bytes_stream().map(move |chunk| chunk.map_err(|err| transport("GET", &address, err, stall)));
-        Ok(BlobStream { url, offset: begins, bytes: bytes.boxed() })
+        Ok(self.stream(url, digest, begins, bytes.boxed()))
     }
 }
 
@@ -164,6 +165,17 @@ fn promise(response: &Response) -> Promise<'_> {
 impl Session {
     fn no_endpoint(&self, capability: &'static str) -> RegistryError {
         RegistryError::NoEndpoint { registry: self.registry.clone(), capability }
+    }
+
+    fn stream(
+        &self,
+        url: String,
+        digest: &Digest,
+        offset: u64,
+        bytes: BoxStream<'static, Result<Bytes, RegistryError>>,
+    ) -> BlobStream {
+        let bytes = pace::watched(bytes, url.clone(), digest.to_string(), self.http.patience());
+        BlobStream { url, offset, bytes }
     }
 
     /// The client for blobs, with the authorization that was let in last; none where that is a secret, or where

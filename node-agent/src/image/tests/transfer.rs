@@ -60,6 +60,16 @@ async fn another_mirror_goes_on_where_the_first_broke_off() {
 }
 
 #[tokio::test]
+async fn a_mirror_whose_bytes_drip_is_given_up_for_the_next() {
+    let mirrored = Mirrored::new().await;
+    let blob = mirrored.push().blobs[0].to_string();
+    mirrored.first.fault(&blob, 1, Fault::Drip(Duration::from_millis(50)));
+    mirrored.bench.pull(MIRRORED).await.unwrap();
+    let went_on = ranges(&mirrored.second, &blob);
+    assert!(matches!(went_on.as_slice(), [Some(_)]), "from where the first was: {went_on:?}");
+}
+
+#[tokio::test]
 async fn every_endpoint_is_named_when_the_mirror_lies_and_the_registry_is_away() {
     let mirrored = Mirrored::new().await;
     let blob = mirrored.push().blobs[0].to_string();
