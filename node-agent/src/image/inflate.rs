@@ -87,7 +87,12 @@ enum Compression {
     Gzip,
     Zstd,
     Plain,
+    /// One that no registry's tools make any more, by its name.
+    Other(&'static str),
 }
+
+/// So many bytes tell every compression. A tar has a file's name there.
+const START: usize = 10;
 
 impl Compression {
     /// By the first bytes. A zstd stream may begin with a skippable frame, whose first byte is `0x50` to `0x5f`.
@@ -95,6 +100,8 @@ impl Compression {
         match start {
             [0x1f, 0x8b, ..] => Self::Gzip,
             [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Self::Zstd,
+            [b'B', b'Z', b'h', b'1'..=b'9', 0x31, 0x41, 0x59, 0x26, 0x53, 0x59] => Self::Other("bzip2"),
+            [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Self::Other("xz"),
             _ => Self::Plain,
         }
     }
@@ -103,15 +110,15 @@ impl Compression {
 /// A reader of the plain bytes of `source`.
 ///
 /// # Errors
-/// When `source` fails before its first bytes, or a decoder cannot be made.
+/// When `source` fails before its first bytes, a decoder cannot be made, or there is none for it.
 pub(super) fn plain<'a>(mut source: impl BufRead + Send + 'a) -> io::Result<Box<dyn Read + Send + 'a>> {
-    let mut start = Vec::with_capacity(4);
-    while start.len() < 4 {
+    let mut start = Vec::with_capacity(START);
+    while start.len() < START {
         let available = source.fill_buf()?;
         if available.is_empty() {
             break;
         }
-        let taken = available.len().min(4 - start.len());
+        let taken = available.len().min(START - start.len());
         start.extend_from_slice(&available[..taken]);
         source.consume(taken);
     }
@@ -125,6 +132,10 @@ pub(super) fn plain<'a>(mut source: impl BufRead + Send + 'a) -> io::Result<Box<
             Box::new(decoder)
         }
         Compression::Plain => Box::new(source),
+        Compression::Other(name) => {
+            let why = format!("it is compressed with {name}, which is not supported: push it with gzip or zstd");
+            return Err(io::Error::new(io::ErrorKind::Unsupported, why));
+        }
     })
 }
 

@@ -10,7 +10,7 @@ use tokio_util::task::TaskTracker;
 use super::{
     bandwidth::Bandwidth,
     partial::{Lease, Partials},
-    pull_plan::{Content, PlannedLayer},
+    pull_plan::{Content, LayerKeeper, PlannedLayer},
     receive::{Kept, Sink, Stopped, Transfer},
     route::{Route, Verdict},
     single_flight::Progress,
@@ -36,6 +36,16 @@ pub(super) enum PullError {
     /// The registry did not give it.
     #[error(transparent)]
     Registry(#[from] RegistryError),
+    /// The registry does not keep it, and need not.
+    #[error(
+        "layer {digest} is foreign, its registry need not have it and does not: push the image with its foreign layers"
+    )]
+    Foreign {
+        /// Of the layer's blob.
+        digest: Digest,
+        /// What the registry says.
+        source: Box<RegistryError>,
+    },
     /// It could not be kept.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
@@ -57,6 +67,7 @@ impl PullError {
     pub(super) fn is_about_access(&self) -> bool {
         match self {
             Self::Registry(err) => err.is_about_access(),
+            Self::Foreign { source, .. } => source.is_about_access(),
             Self::Snapshot(_) | Self::Inflate { .. } | Self::Interrupted(_) => false,
         }
     }
@@ -122,7 +133,7 @@ impl Puller {
                     }
                     progress.set(0);
                 }
-                Err(Pass::Unserved) => return Err(unserved(route, repository, &layer.blob)),
+                Err(Pass::Unserved) => return Err(unserved_layer(route, repository, layer)),
             }
         }
     }
@@ -221,6 +232,16 @@ impl Puller {
             }
         }
         Err(unserved(route, repository, content))
+    }
+}
+
+/// What each source had to say of a layer.
+fn unserved_layer(route: Route, repository: &dyn Repository, layer: &PlannedLayer) -> PullError {
+    match (layer.keeper, unserved(route, repository, &layer.blob)) {
+        (LayerKeeper::Foreign, PullError::Registry(source)) if source.is_not_found() => {
+            PullError::Foreign { digest: layer.blob.digest, source: Box::new(source) }
+        }
+        (LayerKeeper::Foreign | LayerKeeper::Registry, err) => err,
     }
 }
 

@@ -27,7 +27,7 @@ impl Platform {
     /// The platform that this program was built for.
     pub fn host() -> Self {
         let (architecture, variants): (_, &[&str]) = match std::env::consts::ARCH {
-            "x86_64" => ("amd64", &["", "v1"]),
+            "x86_64" => ("amd64", AMD64_VARIANTS[amd64_level().saturating_sub(1).min(3)]),
             "aarch64" => ("arm64", &["", "v8"]),
             "arm" => ("arm", &["v7", "v6", ""]),
             "x86" => ("386", &[""]),
@@ -37,6 +37,31 @@ impl Platform {
         };
         Self { os: "linux", architecture, variants }
     }
+}
+
+/// Variants by the level of the processor. Where there is a plain image it is taken, as other engines do: which image a
+/// name stands for does not depend on the host then.
+const AMD64_VARIANTS: [&[&str]; 4] =
+    [&["", "v1"], &["", "v1", "v2"], &["", "v1", "v3", "v2"], &["", "v1", "v4", "v3", "v2"]];
+
+/// Which of the x86-64 psABI's levels this processor has.
+#[cfg(target_arch = "x86_64")]
+fn amd64_level() -> usize {
+    macro_rules! has_all {
+        ($($feature:tt),+) => { $(std::is_x86_feature_detected!($feature))&&+ };
+    }
+    // What else a level asks for has come with these in every processor.
+    let levels = [
+        has_all!("cmpxchg16b", "popcnt", "sse3", "sse4.1", "sse4.2", "ssse3"),
+        has_all!("avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "lzcnt", "movbe", "xsave"),
+        has_all!("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"),
+    ];
+    1 + levels.iter().take_while(|has| **has).count()
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn amd64_level() -> usize {
+    1
 }
 
 /// Content by its digest.
@@ -54,7 +79,25 @@ pub struct Manifest {
     /// The image configuration.
     pub config: Content,
     /// Layers, lowest first.
-    pub layers: Vec<Content>,
+    pub layers: Vec<ManifestLayer>,
+}
+
+/// A layer, as a manifest has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ManifestLayer {
+    /// What a registry has of it.
+    pub blob: Content,
+    /// Who keeps it.
+    pub keeper: LayerKeeper,
+}
+
+/// Who keeps a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LayerKeeper {
+    /// The registry of its image.
+    Registry,
+    /// Somebody whose content may not be spread; the registry may have it all the same.
+    Foreign,
 }
 
 /// One entry of an index.
@@ -82,6 +125,8 @@ pub struct PlannedLayer {
     pub diff_id: Digest,
     /// What a registry has of it.
     pub blob: Content,
+    /// Who keeps it.
+    pub keeper: LayerKeeper,
 }
 
 impl PlannedLayer {
@@ -136,7 +181,7 @@ pub enum PlanError {
     NoPlatform {
         /// Of the index.
         digest: Digest,
-        /// `linux/amd64`.
+        /// `linux/amd64 (v1)`.
         wanted: String,
         /// What there is.
         available: String,
@@ -151,6 +196,16 @@ pub enum PlanError {
         /// `linux/amd64`.
         wanted: String,
     },
+}
+
+impl PlanError {
+    /// Whether it is an image, or an index of images, that some other host can run.
+    pub fn is_for_others(&self) -> bool {
+        match self {
+            Self::NoPlatform { .. } | Self::OtherPlatform { .. } => true,
+            Self::Malformed { .. } | Self::SchemaOne(_) | Self::NotAnImage { .. } | Self::LayerType { .. } => false,
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -196,16 +251,19 @@ const CONFIG_TYPES: [&str; 3] = [
     "application/octet-stream",
 ];
 /// The compression is told by the first bytes, as all engines do, since media types have been wrong in practice.
-const LAYER_TYPES: [&str; 10] = [
+const LAYER_TYPES: [&str; 6] = [
     "application/vnd.oci.image.layer.v1.tar",
     "application/vnd.oci.image.layer.v1.tar+gzip",
     "application/vnd.oci.image.layer.v1.tar+zstd",
-    "application/vnd.oci.image.layer.nondistributable.v1.tar",
-    "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
-    "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd",
     "application/vnd.docker.image.rootfs.diff.tar",
     "application/vnd.docker.image.rootfs.diff.tar.gzip",
     "application/vnd.docker.image.rootfs.diff.tar.zstd",
+];
+const FOREIGN_LAYER_TYPES: [&str; 5] = [
+    "application/vnd.oci.image.layer.nondistributable.v1.tar",
+    "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+    "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd",
+    "application/vnd.docker.image.rootfs.foreign.diff.tar",
     "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
 ];
 
@@ -271,22 +329,27 @@ fn manifest(config: RawDescriptor, layers: Vec<RawDescriptor>, digest: Digest) -
     }
     let content = |raw: &RawDescriptor| Ok(Content { digest: parse_digest(&raw.digest, digest)?, size: raw.size });
     let config = content(&config)?;
-    let mut contents = Vec::with_capacity(layers.len());
+    let mut found = Vec::with_capacity(layers.len());
     for layer in layers {
-        let of = content(&layer)?;
-        if !LAYER_TYPES.contains(&layer.media_type.as_str()) {
-            return Err(PlanError::LayerType { digest: of.digest, media_type: layer.media_type });
-        }
-        contents.push(of);
+        let (blob, media_type) = (content(&layer)?, layer.media_type);
+        let keeper = if LAYER_TYPES.contains(&media_type.as_str()) {
+            LayerKeeper::Registry
+        } else if FOREIGN_LAYER_TYPES.contains(&media_type.as_str()) {
+            LayerKeeper::Foreign
+        } else {
+            return Err(PlanError::LayerType { digest: blob.digest, media_type });
+        };
+        found.push(ManifestLayer { blob, keeper });
     }
-    Ok(Manifest { config, layers: contents })
+    Ok(Manifest { config, layers: found })
 }
 
-/// The entry of an index for `platform`.
+/// The entries of an index for `platform`, the best first. Those that do not say what they are for come last: what is behind
+/// them has to be looked at.
 ///
 /// # Errors
 /// When there is none.
-pub fn choose(entries: &[IndexEntry], platform: &Platform, index: Digest) -> Result<Digest, PlanError> {
+pub fn choose(entries: &[IndexEntry], platform: &Platform, index: Digest) -> Result<Vec<Digest>, PlanError> {
     let rank = |entry: &IndexEntry| match &entry.platform {
         Some((os, architecture, variant)) if os == platform.os && architecture == platform.architecture => {
             platform.variants.iter().position(|known| known == variant)
@@ -295,16 +358,22 @@ pub fn choose(entries: &[IndexEntry], platform: &Platform, index: Digest) -> Res
         // An index of one platform only need not say which.
         None => Some(usize::MAX),
     };
-    let ranked = entries.iter().filter_map(|entry| rank(entry).map(|rank| (rank, entry)));
+    let mut ranked: Vec<_> = entries.iter().filter_map(|entry| rank(entry).map(|rank| (rank, entry.digest))).collect();
     // The first of several that are as good.
-    match ranked.min_by_key(|(rank, _)| *rank) {
-        Some((_, entry)) => Ok(entry.digest),
-        None => Err(PlanError::NoPlatform { digest: index, wanted: wanted(platform), available: available(entries) }),
+    ranked.sort_by_key(|(rank, _)| *rank);
+    if ranked.is_empty() {
+        let (wanted, available) = (wanted(platform), available(entries));
+        return Err(PlanError::NoPlatform { digest: index, wanted, available });
     }
+    Ok(ranked.into_iter().map(|(_, digest)| digest).collect())
 }
 
+/// `linux/arm64 (v8)`: an entry without a variant would do, too.
 fn wanted(platform: &Platform) -> String {
-    format!("{}/{}", platform.os, platform.architecture)
+    let mut variants: Vec<_> = platform.variants.iter().copied().filter(|variant| !variant.is_empty()).collect();
+    variants.sort_unstable();
+    let plain = format!("{}/{}", platform.os, platform.architecture);
+    if variants.is_empty() { plain } else { format!("{plain} ({})", variants.join(", ")) }
 }
 
 fn available(entries: &[IndexEntry]) -> String {
@@ -346,7 +415,10 @@ pub fn layers(
         return Err(malformed(why));
     }
     let pairs = diff_ids.iter().zip(&manifest.layers);
-    pairs.map(|(diff_id, &blob)| Ok(PlannedLayer { diff_id: parse_digest(diff_id, digest)?, blob })).collect()
+    let planned = |(diff_id, &ManifestLayer { blob, keeper }): (&String, &ManifestLayer)| {
+        Ok(PlannedLayer { diff_id: parse_digest(diff_id, digest)?, blob, keeper })
+    };
+    pairs.map(planned).collect()
 }
 
 /// What has to be moved. `has` says whether the store holds a layer.

@@ -24,6 +24,8 @@ use crate::{
 
 /// Indexes within indexes that are followed.
 const MAX_DEPTH: usize = 3;
+/// Documents that are looked at for one image. An index may have any number of entries that do not say what they are for.
+const MAX_DOCUMENTS: usize = 32;
 /// References whose last digest is remembered.
 const MAX_REMEMBERED: usize = 4096;
 
@@ -129,18 +131,39 @@ impl Resolver {
         content: Bytes,
         repository: Option<&Arc<dyn Repository>>,
     ) -> Result<ResolvedImage, ResolveError> {
-        let (mut digest, mut content) = (top, content);
-        for _ in 0..=MAX_DEPTH {
-            match pull_plan::read_document(&content, digest)? {
-                Document::Index(entries) => {
-                    digest = pull_plan::choose(&entries, &self.platform, digest)?;
-                    content = self.document(digest, repository).await?;
+        // What is still to be looked at, the next one last; with how many indexes each lies in.
+        let (mut ahead, mut known, mut failure) = (vec![(top, 0)], Some(content), None);
+        for _ in 0..MAX_DOCUMENTS {
+            let Some((digest, depth)) = ahead.pop() else { break };
+            let content = match known.take() {
+                Some(content) => content,
+                None => self.document(digest, repository).await?,
+            };
+            let tried = match pull_plan::read_document(&content, digest)? {
+                Document::Index(_) if depth == MAX_DEPTH => {
+                    let why = format!("more than {MAX_DEPTH} indexes lie within each other");
+                    return Err(PlanError::Malformed { digest: top, why }.into());
                 }
-                Document::Image(manifest) => return self.image(top, digest, &manifest, repository).await,
+                Document::Index(entries) => pull_plan::choose(&entries, &self.platform, digest).map(|chosen| {
+                    ahead.extend(chosen.into_iter().rev().map(|digest| (digest, depth + 1)));
+                    None
+                }),
+                Document::Image(manifest) => match self.image(top, digest, &manifest, repository).await {
+                    Ok(image) => Ok(Some(image)),
+                    Err(ResolveError::Plan(err)) => Err(err),
+                    Err(other) => return Err(other),
+                },
+            };
+            match tried {
+                Ok(Some(image)) => return Ok(image),
+                Ok(None) => {}
+                // Another entry may be for this host: one that does not say what it is for was a guess.
+                Err(err) if err.is_for_others() => failure = failure.or(Some(err)),
+                Err(err) => return Err(err.into()),
             }
         }
-        let why = format!("more than {MAX_DEPTH} indexes lie within each other");
-        Err(PlanError::Malformed { digest: top, why }.into())
+        let why = || format!("none of the first {MAX_DOCUMENTS} documents behind it is an image for this host");
+        Err(failure.unwrap_or_else(|| PlanError::Malformed { digest: top, why: why() }).into())
     }
 
     async fn image(

@@ -281,6 +281,14 @@ impl RegistryError {
         matches!(self, Self::Unauthorized { .. } | Self::NotFound { .. })
     }
 
+    /// Whether somebody who was asked does not have it.
+    pub(crate) fn is_not_found(&self) -> bool {
+        if let Self::AllFailed(errors) = self {
+            return errors.iter().any(Self::is_not_found);
+        }
+        matches!(self, Self::NotFound { .. })
+    }
+
     /// How long the registry asks us to wait; none when somebody who failed has not asked for it.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {

@@ -36,6 +36,48 @@ async fn follows_indexes_within_indexes_but_not_for_ever() {
 }
 
 #[tokio::test]
+async fn an_index_that_does_not_say_what_it_is_for_may_be_the_wrong_one() {
+    let (registry, bench) = (TestRegistry::start().await, Bench::new().await);
+    let manifest = push(&registry, "a", "leaf").manifest;
+    let silent = |digest: Digest| json!({"mediaType": "application/vnd.oci.image.index.v1+json", "digest": digest.to_string(), "size": 1});
+    let arm = index(&[entry(Digest::of(b"x"), json!({"os": "linux", "architecture": "arm64"}))]);
+    let arm = registry.put_manifest("a", "arm", &arm);
+    // An image for another host, which only its configuration tells.
+    let config = serde_json::to_vec(
+        &json!({"os": "linux", "architecture": "s390x", "rootfs": {"type": "layers", "diff_ids": []}}),
+    );
+    let config = config.unwrap();
+    let (size, config) = (config.len(), registry.put_blob(config));
+    let config = descriptor("application/vnd.oci.image.config.v1+json", config, size);
+    let other = registry.put_manifest("a", "other", &json!({"schemaVersion": 2, "config": config, "layers": []}));
+    let ours = registry.put_manifest("a", "ours", &index(&[entry(manifest, amd64())]));
+    let all = [arm, other, ours].map(silent);
+    registry.put_manifest("a", "v1", &index(&all));
+    assert_eq!(bench.pull(&format!("{}/a:v1", registry.host())).await.unwrap().manifest, manifest);
+    registry.put_manifest("a", "v2", &index(&all[..2]));
+    let text = bench.pull(&format!("{}/a:v2", registry.host())).await.unwrap_err().to_string();
+    assert!(text.contains(&format!("no image for linux/amd64 (v1) in {arm}, only for linux/arm64")), "{text}");
+    let many = (0..100_u64).map(|n| index(&[json!({"digest": arm.to_string(), "size": n})]));
+    let many: Vec<_> =
+        many.enumerate().map(|(n, one)| silent(registry.put_manifest("a", &n.to_string(), &one))).collect();
+    registry.put_manifest("a", "v3", &index(&many));
+    registry.forget_seen();
+    bench.pull(&format!("{}/a:v3", registry.host())).await.unwrap_err();
+    assert!(registry.count("GET", "manifests") < 40, "{}", registry.count("GET", "manifests"));
+}
+
+#[tokio::test]
+async fn layers_of_old_compressions_are_refused_by_name() {
+    let (registry, bench) = (TestRegistry::start().await, Bench::new().await);
+    let plain = noise(53, 1000);
+    for (name, start) in [("bzip2", &b"BZh91AY&SY"[..]), ("xz", b"\xfd7zXZ\0\0\x04")] {
+        push_layers(&registry, name, "v1", &[(plain.clone(), [start, &plain].concat())]);
+        let text = bench.pull(&format!("{}/{name}:v1", registry.host())).await.unwrap_err().to_string();
+        assert!(text.contains(&format!("it is compressed with {name}, which is not supported")), "{text}");
+    }
+}
+
+#[tokio::test]
 async fn an_index_that_names_itself_is_a_lie() {
     let (registry, bench) = (TestRegistry::start().await, Bench::new().await);
     let named = Digest::of(b"whatever");
@@ -91,7 +133,7 @@ async fn artefacts_and_the_first_format_are_refused_by_their_names() {
     for (image, words) in [
         ("chart", format!("is not a container image but {chart}")),
         ("old", "schema version 1, which is not supported: push the image again".to_owned()),
-        ("attested", "no image for linux/amd64 in".to_owned()),
+        ("attested", "no image for linux/amd64 (v1) in".to_owned()),
         ("arm", "only for linux/arm64/v8".to_owned()),
     ] {
         let text = bench.pull(&format!("{}/{image}:v1", registry.host())).await.unwrap_err().to_string();
@@ -124,7 +166,9 @@ async fn foreign_layers_come_from_the_registry_and_from_nowhere_else() {
     // An error is asked for again, for its words.
     registry.fault(&pushed.blobs[0].to_string(), 2, Fault::Status(404, vec![], "foreign"));
     let text = bench.pull(&format!("{}/a:v2", registry.host())).await.unwrap_err().to_string();
-    assert!(text.contains("404 Not Found: foreign"), "{text}");
+    for words in ["404 Not Found: foreign", &format!("layer {} is foreign", pushed.blobs[0])] {
+        assert!(text.contains(words), "{words} is not in: {text}");
+    }
     bench.pull(&format!("{}/a:v2", registry.host())).await.unwrap();
     assert_eq!(thief.seen(), []);
 }
