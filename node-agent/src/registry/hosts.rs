@@ -203,11 +203,8 @@ fn endpoint(address: &str, settings: HostSettings, dir: &Path, origin: Option<&E
         return Err(format!("{address:?} is not an address"));
     }
     let path = path.trim_end_matches('/');
-    let prefix = if settings.override_path && !path.is_empty() || path.ends_with("/v2") {
-        path.to_owned()
-    } else {
-        format!("{path}/v2")
-    };
+    // An empty path, too, stands for itself where it is overridden, as containerd has it.
+    let prefix = if settings.override_path || path.ends_with("/v2") { path.to_owned() } else { format!("{path}/v2") };
     let mut made = Endpoint::origin(host, plain, origin.is_some_and(|o| o.skip_verify && o.host == host));
     made.origin = origin.is_some();
     made.prefix = prefix;
@@ -215,9 +212,18 @@ fn endpoint(address: &str, settings: HostSettings, dir: &Path, origin: Option<&E
 }
 
 fn endpoint_settings(mut made: Endpoint, settings: HostSettings, dir: &Path) -> Result<Endpoint, String> {
-    if let Some(capabilities) = settings.capabilities {
-        made.pull = capabilities.iter().any(|c| c == "pull");
-        made.resolve = capabilities.iter().any(|c| c == "resolve");
+    // None at all are all of them, as containerd has it.
+    if let Some(capabilities) = settings.capabilities.filter(|all| !all.is_empty()) {
+        (made.pull, made.resolve) = (false, false);
+        for capability in capabilities {
+            match capability.to_ascii_lowercase().as_str() {
+                "pull" => made.pull = true,
+                "resolve" => made.resolve = true,
+                // Nothing is pushed from here.
+                "push" => {}
+                _ => return Err(format!("{capability:?} is no capability: pull, resolve or push")),
+            }
+        }
     }
     if let Some(ca) = settings.ca {
         made.ca = ca.into_vec().into_iter().map(|file| dir.join(file)).collect();
@@ -240,14 +246,16 @@ fn endpoint_settings(mut made: Endpoint, settings: HostSettings, dir: &Path) -> 
     Ok(made)
 }
 
-/// `"file"`, `["file", ..]` or `[["certificate", "key"], ..]`; the first is taken.
+/// `"file"`, `["file"]` or `[["certificate", "key"]]`. More than one is refused: containerd shows the one whose authority the
+/// host names, which the client used here cannot, and to show the wrong one in silence would be worse.
 fn client_pair(value: &toml::Value, dir: &Path) -> Result<Option<(PathBuf, Option<PathBuf>)>, String> {
     let wrong = || "client is a file, or a list of [certificate, key] pairs".to_owned();
     let first = match value {
         toml::Value::String(file) => return Ok(Some((dir.join(file), None))),
-        toml::Value::Array(list) => match list.first() {
-            Some(first) => first,
-            None => return Ok(None),
+        toml::Value::Array(list) => match list.as_slice() {
+            [] => return Ok(None),
+            [first] => first,
+            [_, ..] => return Err(format!("client has {} certificates, but only one can be used", list.len())),
         },
         toml::Value::Integer(_)
         | toml::Value::Float(_)
@@ -310,6 +318,9 @@ mod tests {
             [host."https://two.local/v2/hub-proxy/"]
               override_path = true
             [host."https://three.local/x/v2"]
+            [host."https://four.local"]
+              override_path = true
+            [host."https://five.local/"]
             "#,
         );
         let bases: Vec<_> = all.iter().map(Endpoint::base).collect();
@@ -319,9 +330,25 @@ mod tests {
                 "https://one.local/cache/v2",
                 "https://two.local/v2/hub-proxy",
                 "https://three.local/x/v2",
+                "https://four.local",
+                "https://five.local/v2",
                 "https://registry.example.com/v2"
             ]
         );
+    }
+
+    #[test]
+    fn a_host_can_do_what_the_file_says_and_all_where_it_does_not() {
+        for (text, expected) in [
+            ("", (true, true)),
+            ("capabilities = []", (true, true)),
+            (r#"capabilities = ["pull", "push"]"#, (true, false)),
+            (r#"capabilities = ["Resolve"]"#, (false, true)),
+            (r#"capabilities = ["push"]"#, (false, false)),
+        ] {
+            let all = read(&format!("[host.\"https://a.local\"]\n{text}"));
+            assert_eq!((all[0].pull, all[0].resolve), expected, "{text}");
+        }
     }
 
     #[test]
@@ -352,6 +379,8 @@ mod tests {
             "[host.\"https://\"]",
             "[host.\"https://a\"]\ndial_timeout = \"soon\"",
             "[host.\"https://a\"]\nclient = 1",
+            "[host.\"https://a\"]\nclient = [[\"a\", \"b\"], [\"c\", \"d\"]]",
+            "[host.\"https://a\"]\ncapabilities = [\"fly\"]",
         ] {
             std::fs::write(dir.path().join("_default/hosts.toml"), text).unwrap();
             let found = endpoints(Some(dir.path()), "a.local:1", origin());
