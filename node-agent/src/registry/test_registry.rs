@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -85,6 +85,7 @@ struct Inner {
     faults: Mutex<Vec<(String, usize, Fault)>>,
     seen: Mutex<Vec<Seen>>,
     connections: AtomicUsize,
+    token_seconds: AtomicU64,
 }
 
 /// A running registry; it ends with its last clone.
@@ -148,6 +149,7 @@ impl TestRegistry {
             faults: Mutex::default(),
             seen: Mutex::default(),
             connections: AtomicUsize::new(0),
+            token_seconds: AtomicU64::new(300),
         });
         let counted = Arc::clone(&inner);
         let listener = listener.tap_io(move |_| {
@@ -166,6 +168,11 @@ impl TestRegistry {
 
     pub(crate) fn set_door(&self, door: Door) {
         *self.inner.door.lock().unwrap() = door;
+    }
+
+    /// How long tokens live that are given out from now on.
+    pub(crate) fn set_token_seconds(&self, seconds: u64) {
+        self.inner.token_seconds.store(seconds, Ordering::SeqCst);
     }
 
     pub(crate) fn fault(&self, path: &str, times: usize, fault: Fault) {
@@ -309,7 +316,8 @@ impl Inner {
         if !login.is_empty() && authorization != Some(wanted.as_str()) {
             return error(StatusCode::UNAUTHORIZED, "incorrect username or password");
         }
-        axum::Json(json!({"token": TOKEN, "expires_in": 300})).into_response()
+        let expires_in = self.token_seconds.load(Ordering::SeqCst);
+        axum::Json(json!({"token": TOKEN, "expires_in": expires_in})).into_response()
     }
 
     fn manifest(&self, repository: &str, target: &str, method: &Method, fault: Option<&Fault>) -> Response {

@@ -129,6 +129,42 @@ async fn the_next_pull_finds_the_connections_of_the_last_one() {
 }
 
 #[tokio::test]
+async fn a_blob_that_takes_longer_than_its_token_goes_on_with_a_new_one() {
+    let registry = TestRegistry::start().await;
+    let blob = registry.put_blob(vec![7; 1000]);
+    let image: Reference = format!("{}/a:v1", registry.host()).parse().unwrap();
+    for (door, credentials) in [
+        (Door::Bearer("me:secret".into(), None), vec![login(&registry.host(), "me")]),
+        (Door::Bearer(String::new(), None), vec![]),
+    ] {
+        registry.set_door(door.clone());
+        registry.set_token_seconds(1);
+        registry.forget_seen();
+        let repository = client(None).open(&image, &access(credentials)).await.unwrap();
+        registry.fault("blobs", 3, Fault::Cut(500));
+        let begun = open_blob(&repository, &blob, 1000, 0).await.unwrap();
+        assert!(read(begun).await.is_err(), "{door:?}");
+        registry.heal();
+        assert_eq!(registry.count("GET", "/token"), 1, "{door:?}");
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(1)).await;
+        tokio::time::resume();
+        let rest = open_blob(&repository, &blob, 1000, 500).await.unwrap();
+        assert_eq!((rest.offset, read(rest).await.unwrap().len()), (500, 500), "{door:?}");
+        assert_eq!(registry.count("GET", "/token"), 2, "{door:?}");
+        // Whoever lives longer is used longer.
+        registry.set_token_seconds(300);
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(1)).await;
+        tokio::time::resume();
+        for offset in [0, 1] {
+            read(open_blob(&repository, &blob, 1000, offset).await.unwrap()).await.unwrap();
+        }
+        assert_eq!(registry.count("GET", "/token"), 3, "{door:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_blob_may_be_asked_for_first() {
     let registry = TestRegistry::start().await;
     let blob = registry.put_blob("abc");

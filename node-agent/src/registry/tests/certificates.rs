@@ -59,7 +59,7 @@ impl Certificates {
     }
 
     /// Where a file is, as hosts.toml has it.
-    fn quoted(&self, file: &str) -> String {
+    pub(super) fn quoted(&self, file: &str) -> String {
         format!("{:?}", self.folder.path().join(file).display().to_string())
     }
 }

@@ -1,6 +1,16 @@
 //! Redirects and proxies: what leads to other hosts, and what must not go with it.
 
-use super::*;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    task::JoinSet,
+};
+
+use super::{
+    certificates::{Certificates, Client},
+    *,
+};
 
 pub(super) fn port(registry: &TestRegistry) -> String {
     registry.host().rsplit_once(':').unwrap().1.to_owned()
@@ -171,6 +181,71 @@ async fn the_environments_proxies_are_used_but_not_for_this_host() {
     let repository = through.open(&format!("{}/a:v1", local.host()).parse().unwrap(), &access(vec![])).await.unwrap();
     assert_eq!(read(open_blob(&repository, &blob, 3, 0).await.unwrap()).await.unwrap(), b"abc");
     assert_eq!(proxy.seen(), []);
+}
+
+#[tokio::test]
+async fn who_a_redirect_leads_to_decides_about_the_proxy() {
+    let (proxy, local) = (TestRegistry::start().await, TestRegistry::start().await);
+    let digest = proxy.put_blob("abc");
+    let proxies = Proxies { http: Some(format!("http://{}", proxy.host())), ..Proxies::default() };
+    let client = RegistryClient::new(RegistryConfig { proxies, ..RegistryConfig::default() });
+    let image = format!("{}/a:v1", local.host()).parse().unwrap();
+    local.set_door(Door::Basic("me:secret".into()));
+    local.put_manifest("a", "v1", &manifest());
+    for door in [Door::Open, Door::Basic("me:secret".into())] {
+        local.set_door(door);
+        let repository = client.open(&image, &access(vec![login(&local.host(), "me")])).await.unwrap();
+        repository.resolve("v1", Resolve::WithContent).await.unwrap();
+        local.fault("blobs", 1, redirect(format!("http://storage.invalid/x/blobs/{digest}")));
+        assert_eq!(read(open_blob(&repository, &digest, 3, 0).await.unwrap()).await.unwrap(), b"abc");
+    }
+    assert_eq!((proxy.count("GET", "/x/blobs/"), through_the_package(&proxy)), (2, vec![true, false]));
+}
+
+/// A proxy that makes tunnels, all of them to one server; how many it has made.
+async fn tunnels_to(server: String) -> (String, JoinSet<()>, Arc<AtomicUsize>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let (mut tasks, made) = (JoinSet::new(), Arc::new(AtomicUsize::new(0)));
+    let counted = Arc::clone(&made);
+    tasks.spawn(async move {
+        let mut tunnels = JoinSet::new();
+        loop {
+            let (mut client, _) = listener.accept().await.unwrap();
+            let (server, counted) = (server.clone(), Arc::clone(&counted));
+            tunnels.spawn(async move {
+                let mut request = Vec::new();
+                while !request.ends_with(b"\r\n\r\n") {
+                    request.push(client.read_u8().await.unwrap());
+                }
+                assert!(request.starts_with(b"CONNECT registry.invalid:443 HTTP/1.1\r\n"));
+                counted.fetch_add(1, Ordering::SeqCst);
+                client.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+                let mut server = tokio::net::TcpStream::connect(server).await.unwrap();
+                // Either side may go without a word.
+                let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+            });
+        }
+    });
+    (address, tasks, made)
+}
+
+#[tokio::test]
+async fn a_registry_behind_a_proxy_is_spoken_to_through_a_tunnel() {
+    let certificates = Certificates::new();
+    let registry = TestRegistry::start_tls(certificates.server(Client::MayShowNone)).await;
+    let digest = registry.put_manifest("a", "v1", &manifest());
+    let blob = registry.put_blob("abc");
+    let (proxy, _tasks, tunnels) = tunnels_to(registry.host()).await;
+    let config = mirror_config("registry.invalid", &format!("ca = {}\n", certificates.quoted("ca.crt")));
+    let proxies = Proxies { https: Some(proxy), ..Proxies::default() };
+    let hosts = Some(config.path().to_owned());
+    let client = RegistryClient::new(RegistryConfig { hosts, proxies, ..RegistryConfig::default() });
+    let repository = client.open(&"registry.invalid/a:v1".parse().unwrap(), &access(vec![])).await.unwrap();
+    assert_eq!(repository.resolve("v1", Resolve::WithContent).await.unwrap().digest, digest);
+    assert_eq!(read(open_blob(&repository, &blob, 3, 0).await.unwrap()).await.unwrap(), b"abc");
+    // One for each of the two clients.
+    assert_eq!((tunnels.load(Ordering::SeqCst), through_the_package(&registry)), (2, vec![true]));
 }
 
 #[tokio::test]
