@@ -57,7 +57,8 @@ impl Caches {
         } else if was_building {
             interrupt(&mut record, now);
         }
-        record.touch(now);
+        // Whoever watched before must not take what it knew for this.
+        record.bump_generation(now);
         let build = goes_on.then(|| request_of(&record));
         self.0.insert(record.id.clone(), Cache { record, progress_percent: 0, build: None });
         build

@@ -159,10 +159,15 @@ impl Record {
         self.touch(now);
     }
 
-    /// Notes a change.
+    /// Notes a step of the build. What is counted from the last one, as the day that a failed cache is kept, begins anew.
     pub(super) fn touch(&mut self, now: Timestamp) {
-        self.generation = generation(self.generation, now);
+        self.bump_generation(now);
         self.last_updated = now;
+    }
+
+    /// Has whoever watches look again, though the build has made no step.
+    pub(super) fn bump_generation(&mut self, now: Timestamp) {
+        self.generation = generation(self.generation, now);
     }
 
     /// Whether a build is under way.
@@ -237,6 +242,16 @@ mod tests {
         record.fail("no".into(), at(6));
         assert!(!record.ask_again);
         assert_eq!((record.phase, record.state(7).images), (CachePhase::UpdateFailed, vec![image]));
+    }
+
+    #[test]
+    fn a_new_generation_is_no_step() {
+        let mut record = Record::new(&wish(), at(1));
+        record.fail("no".into(), at(2));
+        let before = record.generation;
+        record.bump_generation(at(90_000));
+        assert!(record.generation > before);
+        assert_eq!(record.last_updated, at(2));
     }
 
     #[test]

@@ -250,6 +250,8 @@ async fn is_found_again_after_a_restart() {
     let after = settled(&bench, CachePhase::Ready).await;
     assert_eq!((&after.images, &after.events), (&before.images, &before.events));
     assert!(after.generation > before.generation);
+    // A restart is no step of the build: a day after a failure is not a day after the last restart.
+    assert_eq!(after.last_updated, before.last_updated);
     assert_eq!(bench.pinned(), 3);
     assert!(bench.ensure(from_cache(&reference, PullPolicy::Never)).await.0.is_ok());
     assert_eq!(registry.seen(), []);

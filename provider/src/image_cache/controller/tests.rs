@@ -323,6 +323,26 @@ async fn a_cache_whose_time_is_over_is_removed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_build_that_failed_more_than_a_day_ago_is_removed() {
+    let bench = Bench::new(&["a"]);
+    let cache = bench.put("c", &["nginx:1"]);
+    let id = id_of(&cache);
+    let failed = |hours: i64| CacheState {
+        id: id.clone(),
+        phase: CachePhase::Failed,
+        generation: u64::try_from(hours).unwrap(),
+        last_updated: Some(Timestamp::now() - jiff::SignedDuration::from_hours(hours)),
+        ..CacheState::default()
+    };
+    bench.agent("a").report_cache(failed(23));
+    let end = bench.phase("c", Phase::Failed).await.status.unwrap().expire_date_time.unwrap().0;
+    let left = end.duration_since(Timestamp::now());
+    assert!(left > jiff::SignedDuration::from_mins(59) && left <= jiff::SignedDuration::from_hours(1), "{left}");
+    bench.agent("a").report_cache(failed(25));
+    bench.cluster.wait("removal", |record| record.image_caches.is_empty()).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_host_that_cannot_be_followed_ends_it_with_its_name() {
     let agent = Arc::new(FakeAgent::default());
     agent.break_call("watch_image_caches");

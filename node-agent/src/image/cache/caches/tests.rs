@@ -120,6 +120,8 @@ fn a_restart_goes_on_with_what_it_can() {
     let mut caches = Caches::default();
     assert!(caches.take_up("imc-1".into(), served.clone(), None, at(3)).is_none());
     assert_eq!(state(&caches), (CachePhase::Ready, 100, String::new()));
+    // A restart is no step of the build: the day of one that failed is counted from its failure.
+    assert_eq!(caches.list(&CacheList::default())["imc-1"].last_updated, at(2));
     let mut caches = Caches::default();
     assert!(caches.take_up("imc-1".into(), served, Some("gone".into()), at(3)).is_none());
     let told = caches.list(&CacheList::default());
