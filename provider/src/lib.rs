@@ -20,4 +20,5 @@ mod observed;
 pub mod parts;
 pub mod pod;
 pub mod pod_start;
+pub mod quantity;
 pub mod telemetry;

@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::{Container, Pod};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
+use crate::quantity;
+
 /// Sizes to try, in order: `2-4Gi` or an instance type, separated by commas.
 const USE_SPECS: &str = "k8s.aliyun.com/eci-use-specs";
 /// Older ways to say it.
@@ -111,7 +113,7 @@ fn annotated(annotations: &BTreeMap<String, String>) -> Option<InstanceSize> {
     let first = annotations.get(USE_SPECS).into_iter().flat_map(|specs| specs.split(',')).find_map(read_spec);
     let by_type = || annotations.get(INSTANCE_TYPE).and_then(|types| types.split(',').find_map(read_spec));
     first.or_else(by_type).or_else(|| {
-        let milli_cpu = annotations.get(CPU).and_then(|value| milli(value))?;
+        let milli_cpu = annotations.get(CPU).and_then(|value| quantity::thousandths(value))?;
         let bytes = annotations.get(MEMORY).and_then(|value| read_memory(value))?;
         Some(InstanceSize::Amount(Amount { milli_cpu, bytes }.rounded_up()))
     })
@@ -124,14 +126,18 @@ fn read_spec(text: &str) -> Option<InstanceSize> {
         return Some(InstanceSize::Type(text.to_owned()));
     }
     let (cpu, memory) = text.split_once('-')?;
-    let amount = Amount { milli_cpu: milli(cpu)?, bytes: read_memory(memory)? };
+    let amount = Amount { milli_cpu: quantity::thousandths(cpu)?, bytes: read_memory(memory)? };
     (amount.milli_cpu > 0 && amount.bytes > 0).then(|| InstanceSize::Amount(amount.rounded_up()))
 }
 
 /// `4Gi`; a number without unit means GiB, as in ECI's annotations.
 fn read_memory(text: &str) -> Option<u64> {
     let text = text.trim();
-    if text.ends_with(|c: char| c.is_ascii_digit()) { quantity(&format!("{text}Gi")) } else { quantity(text) }
+    if text.ends_with(|c: char| c.is_ascii_digit()) {
+        quantity::whole(&format!("{text}Gi"))
+    } else {
+        quantity::whole(text)
+    }
 }
 
 fn asked(pod: &Pod) -> Amount {
@@ -155,52 +161,9 @@ fn container_amount(container: &Container) -> Amount {
         of(&resources.limits).or_else(|| of(&resources.requests))
     };
     Amount {
-        milli_cpu: named("cpu").and_then(|value| milli(&value.0)).unwrap_or_default(),
-        bytes: named("memory").and_then(|value| quantity(&value.0)).unwrap_or_default(),
+        milli_cpu: named("cpu").and_then(|value| quantity::thousandths(&value.0)).unwrap_or_default(),
+        bytes: named("memory").and_then(|value| quantity::whole(&value.0)).unwrap_or_default(),
     }
-}
-
-/// Thousandths of a quantity, rounded up.
-fn milli(text: &str) -> Option<u64> {
-    scaled(text, 1_000.0)
-}
-
-/// A quantity in whole units, rounded up.
-fn quantity(text: &str) -> Option<u64> {
-    scaled(text, 1.0)
-}
-
-/// Reads a Kubernetes quantity (`500m`, `1.5Gi`, `1e3`). What does not fit into a `u64`, or is negative, is nothing.
-fn scaled(text: &str, scale: f64) -> Option<u64> {
-    const UNITS: [(&str, f64); 16] = [
-        ("Ki", 1024.0),
-        ("Mi", 1_048_576.0),
-        ("Gi", 1_073_741_824.0),
-        ("Ti", 1_099_511_627_776.0),
-        ("Pi", 1_125_899_906_842_624.0),
-        ("Ei", 1_152_921_504_606_846_976.0),
-        ("n", 1e-9),
-        ("u", 1e-6),
-        ("m", 1e-3),
-        ("k", 1e3),
-        ("M", 1e6),
-        ("G", 1e9),
-        ("T", 1e12),
-        ("P", 1e15),
-        ("E", 1e18),
-        ("", 1.0),
-    ];
-    let text = text.trim();
-    let (unit, factor) = UNITS.iter().find(|(unit, _)| text.ends_with(unit))?;
-    let number: f64 = text.strip_suffix(unit)?.parse().ok()?;
-    // The product of a decimal fraction may lie a hair above the whole number that was meant.
-    let value = number * factor * scale;
-    let whole = if (value - value.round()).abs() < 1e-6 { value.round() } else { value.ceil() };
-    if !(0.0..=9.0e18).contains(&whole) {
-        return None;
-    }
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "whole, and between 0 and 9e18")]
-    Some(whole as u64)
 }
 
 /// `part / whole` in decimals, to the thousandth, with one place at least.
@@ -268,22 +231,6 @@ mod tests {
         assert_eq!(of(&pod(json!({}), json!([small, ignored]), json!([]))).spec(), "1.0-2.0Gi");
     }
 
-    #[rstest]
-    #[case("1", Some(1_000))]
-    #[case("0.1", Some(100))]
-    #[case("100m", Some(100))]
-    #[case("1.5", Some(1_500))]
-    #[case("1e1", Some(10_000))]
-    #[case("2k", Some(2_000_000))]
-    #[case("1n", Some(1))]
-    #[case("-1", None)]
-    #[case("", None)]
-    #[case("NaN", None)]
-    #[case("1e300", None)]
-    fn quantities(#[case] text: &str, #[case] expected: Option<u64>) {
-        assert_eq!(milli(text), expected);
-    }
-
     proptest! {
         #[test]
         fn rounding_never_takes_away(milli_cpu in 0..200_000_u64, mib in 0..1_000_000_u64) {
@@ -295,7 +242,7 @@ mod tests {
 
         #[test]
         fn nothing_panics(text in ".{0,12}") {
-            let _ = (milli(&text), quantity(&text), read_spec(&text));
+            let _ = read_spec(&text);
         }
     }
 }
