@@ -8,9 +8,9 @@
 use std::collections::HashMap;
 
 use larder_proto::v1::{
-    CachedImage, ImageCachePhase, ImageCacheState, PodGone, PodState, PullImageRequest, PullProgress, PullState,
-    ReadLogsRequest, RegistryCredential, ResolvedObject, RunPodRequest, ServiceAccountToken, StopPodRequest,
-    StoreItemKind, StoredImage, VerifyFinding, VerifyOutcome, VerifyStoreResponse, WatchPodsResponse,
+    BuildImageCacheRequest, CachedImage, ImageCachePhase, ImageCacheState, PodGone, PodState, PullImageRequest,
+    PullProgress, PullState, ReadLogsRequest, RegistryCredential, ResolvedObject, RunPodRequest, ServiceAccountToken,
+    StopPodRequest, StoreItemKind, StoredImage, VerifyFinding, VerifyOutcome, VerifyStoreResponse, WatchPodsResponse,
     verify_store_response, watch_pods_response,
 };
 use prost::Message;
@@ -101,6 +101,14 @@ fn image_cache_to_be_asked_for_again() {
         ..ImageCacheState::default()
     };
     still_decodes("0a05696d632d31 2003 5801", &expected);
+}
+
+#[test]
+fn image_cache_that_is_fetched_again() {
+    let expected = BuildImageCacheRequest { id: "i".into(), refresh: "2".into(), ..BuildImageCacheRequest::default() };
+    still_decodes("0a0169 420132", &expected);
+    let expected = ImageCacheState { id: "i".into(), refresh: "2".into(), ..ImageCacheState::default() };
+    still_decodes("0a0169 620132", &expected);
 }
 
 #[test]

@@ -1,7 +1,9 @@
-//! The mutating webhook that brings labelled pods to the virtual nodes: what it says of a pod, its certificates, its server,
-//! and its entry at the API server. It never refuses a pod, and pods that are not labelled never come to it.
+//! The webhooks: what they say, their certificates, their server, and their entries at the API server. One brings labelled
+//! pods to the virtual nodes; it never refuses a pod, and pods that are not labelled never come to it. The other sees to it
+//! that an ImageCache names only Secrets that its author may read.
 
 pub mod certificates;
+pub mod image_cache_review;
 pub mod registration;
 pub mod review;
 pub mod webhook;

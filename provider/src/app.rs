@@ -32,6 +32,7 @@ use crate::agent::AgentClient;
 use crate::agent::grpc::{self, GrpcAgent, TlsFiles};
 use crate::cluster::{self, EventRecorder, KubeCluster, ObjectStore};
 use crate::config::{AgentAddress, Config, PodPolicyFlag};
+use crate::image_cache::installation::{InstallError, install};
 use crate::image_cache::{self, ImageCacheController, ImageCaches};
 use crate::kubelet_api::{self, KubeletApi};
 use crate::meters::Meters;
@@ -70,6 +71,9 @@ pub enum AppError {
     /// The webhook's address cannot be read.
     #[error("read --webhook-url")]
     WebhookUrl(#[source] TargetError),
+    /// The definition of ImageCache cannot be installed.
+    #[error(transparent)]
+    Install(#[from] InstallError),
     /// No address is given and none can be found.
     #[error("find the address at which the API server reaches us; give --node-ip")]
     NodeIp(#[source] std::io::Error),
@@ -93,6 +97,9 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         None => own_address(cluster.server()).map_err(AppError::NodeIp)?,
     };
     let agents = connect(&config)?;
+    if config.args.install_crds {
+        install(&*cluster).await?;
+    }
     let (front, back) = (CancellationToken::new(), CancellationToken::new());
 
     let (events, event_writer) = EventRecorder::new(cluster.clone());
@@ -102,12 +109,8 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     backs.spawn_owner("the watch of what pods refer to", store_task.run(back.clone()));
 
     let server_version = cluster.version().await;
-    let (image_caches, image_cache_controller) = ImageCacheController::new(image_cache::Surroundings {
-        api: cluster.clone(),
-        agents: agents.iter().map(|(agent, client)| (agent.node.clone(), client.clone())).collect(),
-        events: events.clone(),
-        read_logins: crate::pod::pull_credentials::credentials,
-    });
+    let around = around_image_caches(&config, &cluster, &agents, events.clone());
+    let (image_caches, image_cache_controller) = ImageCacheController::new(around);
     let webhook = match &config.args.webhook_url {
         Some(url) => Some(webhook(&config, url, cluster.clone()).await?),
         None => None,
@@ -179,11 +182,33 @@ fn pod_start(config: &Config, image_caches: ImageCaches, server_version: Option<
     PodStart { policy, image_caches, surroundings: config.agents.iter().map(surroundings).collect() }
 }
 
+/// What the controller of image caches works with.
+fn around_image_caches(
+    config: &Config,
+    cluster: &Arc<KubeCluster>,
+    agents: &[Reached],
+    events: EventRecorder,
+) -> image_cache::Surroundings {
+    image_cache::Surroundings {
+        api: cluster.clone(),
+        agents: agents.iter().map(|(agent, client)| (agent.node.clone(), client.clone())).collect(),
+        nodes: cluster.clone(),
+        events,
+        read_logins: crate::pod::pull_credentials::credentials,
+        secret_rule: match config.args.webhook_url {
+            Some(_) => image_cache::SecretRule::CheckedAtAdmission,
+            None => image_cache::SecretRule::Labelled,
+        },
+        most: config.args.image_caches_max,
+    }
+}
+
 /// The webhook, at its address but not serving yet.
 async fn webhook(config: &Config, url: &str, cluster: Arc<KubeCluster>) -> Result<Webhook, AppError> {
     let target = url.parse().map_err(AppError::WebhookUrl)?;
     let placement = Placement::new(node_taints(config).all());
-    Ok(Webhook::bind(cluster, WebhookConfig { listen: config.args.webhook_listen, target, placement }).await?)
+    Ok(Webhook::bind(cluster.clone(), cluster, WebhookConfig { listen: config.args.webhook_listen, target, placement })
+        .await?)
 }
 
 fn node_taints(config: &Config) -> Taints {

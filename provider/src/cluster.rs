@@ -5,6 +5,7 @@
 //! so with [`Watched::All`].
 
 pub mod access;
+pub mod definitions;
 pub mod events;
 #[cfg(test)]
 pub mod fake;
@@ -22,6 +23,7 @@ use std::path::Path;
 use std::time::Duration;
 
 pub use access::AccessApi;
+pub use definitions::DefinitionApi;
 pub use echo::Echo;
 pub use events::{EventApi, EventNote, EventRecorder, Source};
 pub use image_caches::ImageCacheApi;

@@ -79,6 +79,13 @@ pub struct Args {
     /// Which pods are taken: what ECI takes, or whatever the agent can run.
     #[arg(long, env = "LARDER_POD_POLICY", default_value = "eci")]
     pub pod_policy: PodPolicyFlag,
+    /// Install the definition of ImageCache, or bring it up to date, before anything else.
+    #[arg(long, env = "LARDER_INSTALL_CRDS")]
+    pub install_crds: bool,
+    /// How many image caches there may be, 0 for any number. One more that is made by hand fails; one that is made for a pod
+    /// takes the place of the automatic one that was used least recently.
+    #[arg(long, env = "LARDER_IMAGE_CACHES_MAX", default_value_t = 200, value_name = "NUMBER")]
+    pub image_caches_max: usize,
     /// DNS domain of the cluster.
     #[arg(long, env = "LARDER_CLUSTER_DOMAIN", default_value = "cluster.local")]
     pub cluster_domain: String,

@@ -120,7 +120,15 @@ mod tests {
         let cluster = Arc::new(FakeCluster::default());
         let (events, _) = EventRecorder::new(cluster.clone());
         let agents = [("n".to_owned(), Arc::new(FakeAgent::default()) as Arc<dyn AgentClient>)].into();
-        let around = image_cache::Surroundings { api: cluster, agents, events, read_logins: |_| Ok(vec![]) };
+        let around = image_cache::Surroundings {
+            api: cluster.clone(),
+            nodes: cluster,
+            agents,
+            events,
+            read_logins: |_| Ok(vec![]),
+            secret_rule: image_cache::SecretRule::CheckedAtAdmission,
+            most: 0,
+        };
         let (image_caches, controller) = ImageCacheController::new(around);
         tasks.spawn(controller.run(CancellationToken::new()));
         let around = Surroundings { stream_port: 10250, ..Surroundings::default() };

@@ -102,6 +102,7 @@ fn wish(request: v1::BuildImageCacheRequest) -> BuildCache {
             insecure: request.insecure_registries,
         },
         size_limit_bytes: request.size_limit_bytes,
+        refresh: request.refresh,
     }
 }
 
@@ -125,6 +126,7 @@ fn state(cache: &CacheState) -> v1::ImageCacheState {
         started: Some(convert::timestamp(cache.started)),
         last_updated: Some(convert::timestamp(cache.last_updated)),
         ask_again: cache.ask_again,
+        refresh: cache.refresh.clone(),
     }
 }
 
@@ -176,6 +178,7 @@ mod tests {
             progress_percent: 40,
             reason: "no".into(),
             ask_again: true,
+            refresh: "2".to_owned(),
             images: vec![CachedImage {
                 reference: "nginx".into(),
                 manifest: crate::digest::Digest::of(b"m"),
@@ -194,6 +197,7 @@ mod tests {
         assert_eq!((sent.id.as_str(), sent.name.as_str(), sent.generation), ("imc-1", "one", 5));
         assert_eq!((sent.phase(), sent.progress_percent), (v1::ImageCachePhase::UpdateFailed, 40));
         assert!(sent.ask_again);
+        assert_eq!(sent.refresh, "2");
         assert_eq!((sent.images[0].index_digest.as_str(), sent.images[0].size_bytes), ("", 3));
         assert_eq!((sent.events[0].r#type.as_str(), sent.events[0].time.unwrap().seconds), ("Warning", 7));
     }

@@ -36,6 +36,8 @@ pub struct BuildCache {
     pub access: RegistryAccess,
     /// The most that the images may take unpacked; 0 for no limit.
     pub size_limit_bytes: u64,
+    /// Another text than the last time has the images resolved and fetched again, also those that are here.
+    pub refresh: String,
 }
 
 /// Where a cache stands.
@@ -71,6 +73,8 @@ pub struct CacheState {
     /// Whether it failed although its images are not to blame, and only whoever has the logins can have it built: a restart
     /// interrupted the build, or the host has lost what it held.
     pub ask_again: bool,
+    /// The `refresh` of the newest build.
+    pub refresh: String,
     /// What it holds.
     pub images: Vec<CachedImage>,
     /// The newest steps of the build, oldest first.

@@ -90,6 +90,7 @@ impl Life {
             images: vec![reference.to_owned()],
             access: RegistryAccess::default(),
             size_limit_bytes: 0,
+            refresh: String::new(),
         };
         self.service.build_cache(wish).await.unwrap();
         let mut list = self.service.watch_caches();

@@ -1,6 +1,6 @@
 //! Pure: no I/O, no clock, no randomness.
 //!
-//! The webhook's entry at the API server. Its selectors see to it that no pod ever waits for us that is not meant for the
+//! The webhooks' entries at the API server. The selectors of the one for pods see to it that no pod ever waits for us that is not meant for the
 //! virtual nodes: five webhooks, of which at most one is called for a pod, since each leaves out what those before it take.
 //!
 //! | webhook | pods | namespaces |
@@ -11,6 +11,9 @@
 //! | `namespace-legacy` | neither label | `eci: "true"` and no newer label |
 //! | `namespace-injection` | neither label | `virtual-node-affinity-injection: enabled` and no newer label |
 //!
+//! The one for ImageCaches is called for those that name Secrets, and fails with us: what nobody has checked must not be
+//! built. It is not called for an object that is on its way out, so that a deletion never hangs on us.
+//!
 //! A pod starts without us when we do not answer within 5 seconds (`failurePolicy: Ignore`); it is called again when another
 //! webhook has changed the pod after us, which is harmless, since the review is idempotent.
 
@@ -19,7 +22,8 @@ use std::str::FromStr;
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::admissionregistration::v1::{
-    MutatingWebhook, MutatingWebhookConfiguration, RuleWithOperations, ServiceReference, WebhookClientConfig,
+    MatchCondition, MutatingWebhook, MutatingWebhookConfiguration, RuleWithOperations, ServiceReference,
+    ValidatingWebhook, ValidatingWebhookConfiguration, WebhookClientConfig,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement, ObjectMeta};
 
@@ -29,6 +33,10 @@ use super::review::{LABEL, LABEL_LEGACY};
 pub const NAME: &str = "vk-webhook";
 /// Where the API server sends reviews.
 pub const PATH: &str = "/mutate";
+/// The name of the entry for ImageCaches.
+pub const IMAGE_CACHE_NAME: &str = "vk-webhook-imagecaches";
+/// Where the API server sends reviews of ImageCaches.
+pub const IMAGE_CACHE_PATH: &str = "/validate-imagecache";
 /// The namespace label of the oldest releases, and its value.
 const INJECTION: (&str, &str) = ("virtual-node-affinity-injection", "enabled");
 /// How long the API server waits, in seconds.
@@ -102,17 +110,17 @@ impl Target {
         }
     }
 
-    fn client_config(&self, ca_bundle: &str) -> WebhookClientConfig {
+    fn client_config(&self, path: &str, ca_bundle: &str) -> WebhookClientConfig {
         let ca_bundle = Some(ByteString(ca_bundle.as_bytes().to_vec()));
         match self {
             Self::Url { .. } => {
-                WebhookClientConfig { ca_bundle, url: Some(format!("{self}{PATH}")), ..WebhookClientConfig::default() }
+                WebhookClientConfig { ca_bundle, url: Some(format!("{self}{path}")), ..WebhookClientConfig::default() }
             }
             Self::Service { namespace, name, port } => {
                 let service = ServiceReference {
                     namespace: namespace.clone(),
                     name: name.clone(),
-                    path: Some(PATH.to_owned()),
+                    path: Some(path.to_owned()),
                     port: Some(i32::from(*port)),
                 };
                 WebhookClientConfig { ca_bundle, service: Some(service), ..WebhookClientConfig::default() }
@@ -150,7 +158,7 @@ pub fn entry(target: &Target, ca_bundle: &str) -> MutatingWebhookConfiguration {
             vec![is(INJECTION.0, INJECTION.1), without(LABEL), without(LABEL_LEGACY)],
         ),
     ];
-    let webhook = |(name, pods, namespaces)| webhook(name, pods, namespaces, target.client_config(ca_bundle));
+    let webhook = |(name, pods, namespaces)| webhook(name, pods, namespaces, target.client_config(PATH, ca_bundle));
     MutatingWebhookConfiguration {
         metadata: ObjectMeta { name: Some(NAME.to_owned()), ..ObjectMeta::default() },
         webhooks: Some(webhooks.into_iter().map(webhook).collect()),
@@ -160,6 +168,38 @@ pub fn entry(target: &Target, ca_bundle: &str) -> MutatingWebhookConfiguration {
 /// Whether what is there is what we want: then nothing is written.
 pub fn is_current(there: &MutatingWebhookConfiguration, wanted: &MutatingWebhookConfiguration) -> bool {
     there.webhooks == wanted.webhooks
+}
+
+/// The entry for ImageCaches.
+pub fn image_cache_entry(target: &Target, ca_bundle: &str) -> ValidatingWebhookConfiguration {
+    let condition =
+        |name: &str, expression: &str| MatchCondition { name: name.to_owned(), expression: expression.to_owned() };
+    let webhook = ValidatingWebhook {
+        name: "imagecache.vk-webhook.eci.alibabacloud.com".to_owned(),
+        admission_review_versions: vec!["v1".to_owned()],
+        client_config: target.client_config(IMAGE_CACHE_PATH, ca_bundle),
+        failure_policy: Some("Fail".to_owned()),
+        match_conditions: Some(vec![
+            condition("names-secrets", "has(object.spec.imagePullSecrets) && size(object.spec.imagePullSecrets) > 0"),
+            condition("stays", "!has(object.metadata.deletionTimestamp)"),
+        ]),
+        match_policy: Some("Equivalent".to_owned()),
+        namespace_selector: Some(LabelSelector::default()),
+        object_selector: Some(LabelSelector::default()),
+        rules: Some(vec![RuleWithOperations {
+            api_groups: Some(vec!["eci.alibabacloud.com".to_owned()]),
+            api_versions: Some(vec!["v1".to_owned()]),
+            operations: Some(vec!["CREATE".to_owned(), "UPDATE".to_owned()]),
+            resources: Some(vec!["imagecaches".to_owned()]),
+            scope: Some("Cluster".to_owned()),
+        }]),
+        side_effects: "None".to_owned(),
+        timeout_seconds: Some(TIMEOUT_SECONDS),
+    };
+    ValidatingWebhookConfiguration {
+        metadata: ObjectMeta { name: Some(IMAGE_CACHE_NAME.to_owned()), ..ObjectMeta::default() },
+        webhooks: Some(vec![webhook]),
+    }
 }
 
 /// Every field that the API server would fill in is given, so that what comes back can be compared.
@@ -277,6 +317,17 @@ mod tests {
         for (pod, namespace) in never {
             assert_eq!(called(pod, namespace), Vec::<String>::new(), "{pod:?} in {namespace:?}");
         }
+    }
+
+    #[test]
+    fn an_image_cache_that_names_secrets_is_not_taken_unchecked() {
+        let entry = image_cache_entry(&"https://h:9443".parse().unwrap(), "ca");
+        let webhook = &entry.webhooks.unwrap()[0];
+        assert_eq!(webhook.failure_policy.as_deref(), Some("Fail"));
+        assert_eq!(webhook.client_config.url.as_deref(), Some("https://h:9443/validate-imagecache"));
+        let rule = &webhook.rules.as_ref().unwrap()[0];
+        assert_eq!(rule.operations.as_deref(), Some(&["CREATE".to_owned(), "UPDATE".to_owned()][..]));
+        assert_eq!(webhook.match_conditions.as_ref().unwrap().len(), 2);
     }
 
     #[test]

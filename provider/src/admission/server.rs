@@ -1,4 +1,5 @@
-//! The webhook's HTTPS server. It answers reviews and nothing else, holds no state and asks nobody.
+//! The webhooks' HTTPS server. It answers reviews and nothing else, and holds no state. Of pods it asks nobody; of an
+//! ImageCache it asks the API server what the author may do.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,8 +24,11 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::registration::PATH;
+use super::image_cache_review::entries;
+use super::registration::{IMAGE_CACHE_PATH, PATH};
 use super::review::{Placement, Review, review};
+use crate::cluster::AccessApi;
+use crate::custom_resource::ImageCache;
 use crate::first_request::FirstRequest;
 
 /// The largest review: etcd takes objects of 1.5 MiB.
@@ -57,8 +61,10 @@ impl ResolvesServerCert for ServingKey {
 }
 
 /// What is answered at which path.
-pub(super) fn router(placement: Arc<Placement>) -> Router {
-    Router::new().route(PATH, post(mutate)).layer(DefaultBodyLimit::max(LARGEST_BODY)).with_state(placement)
+pub(super) fn router(placement: Arc<Placement>, access: Arc<dyn AccessApi>) -> Router {
+    let pods = Router::new().route(PATH, post(mutate)).with_state(placement);
+    let image_caches = Router::new().route(IMAGE_CACHE_PATH, post(validate_image_cache)).with_state(access);
+    pods.merge(image_caches).layer(DefaultBodyLimit::max(LARGEST_BODY))
 }
 
 /// Serves until `stop`; then lets the answers under way end.
@@ -156,6 +162,36 @@ fn answer(request: &AdmissionRequest<Pod>, placement: &Placement) -> AdmissionRe
     }
     response.warnings = Some(warnings).filter(|warnings| !warnings.is_empty());
     response.into_review()
+}
+
+async fn validate_image_cache(
+    State(access): State<Arc<dyn AccessApi>>,
+    Json(body): Json<AdmissionReview<ImageCache>>,
+) -> Response {
+    let request: AdmissionRequest<ImageCache> = match body.try_into() {
+        Ok(request) => request,
+        Err(error) => return (StatusCode::BAD_REQUEST, format!("read admission review: {error}")).into_response(),
+    };
+    let response = AdmissionResponse::from(&request);
+    let response = match may_name_its_secrets(&*access, &request).await {
+        Ok(()) => response,
+        Err(why) => response.deny(why),
+    };
+    Json(response.into_review()).into_response()
+}
+
+/// The error says for the author why the object is refused.
+async fn may_name_its_secrets(access: &dyn AccessApi, request: &AdmissionRequest<ImageCache>) -> Result<(), String> {
+    let Some(cache) = &request.object else { return Ok(()) };
+    let user = &request.user_info;
+    for entry in entries(cache, request.old_object.as_ref()) {
+        match access.may(user, &entry.right()).await {
+            Ok(true) => {}
+            Ok(false) => return Err(entry.refusal(user.username.as_deref().unwrap_or_default())),
+            Err(error) => return Err(format!("spec.imagePullSecrets cannot be checked, try again: {error}")),
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The task behind the webhook: serves it, keeps its entry at the API server, and renews its certificates in time.
+//! The task behind the webhooks: serves them, keeps their entries at the API server, and renews its certificates in time.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -6,16 +6,16 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use jiff::Timestamp;
-use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
+use k8s_openapi::api::admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::certificates::{CertificateError, Certificates};
-use super::registration::{NAME, Target, entry, is_current};
+use super::registration::{IMAGE_CACHE_NAME, NAME, Target, entry, image_cache_entry, is_current};
 use super::review::Placement;
 use super::server::{ServingKey, router, serve};
-use crate::cluster::{WatchStream, Watched, WebhookApi};
+use crate::cluster::{AccessApi, WatchStream, Watched, WebhookApi};
 use crate::parts::{PartError, Parts};
 
 /// Between two writes of the entry: the API server may be away, or somebody keeps changing it.
@@ -54,6 +54,7 @@ pub enum WebhookError {
 #[derive(Debug)]
 pub struct Webhook {
     api: Arc<dyn WebhookApi>,
+    access: Arc<dyn AccessApi>,
     config: WebhookConfig,
     listener: TcpListener,
     address: SocketAddr,
@@ -66,12 +67,16 @@ impl Webhook {
     ///
     /// # Errors
     /// When the address cannot be had, or the target's name does not fit into a certificate.
-    pub async fn bind(api: Arc<dyn WebhookApi>, config: WebhookConfig) -> Result<Self, WebhookError> {
+    pub async fn bind(
+        api: Arc<dyn WebhookApi>,
+        access: Arc<dyn AccessApi>,
+        config: WebhookConfig,
+    ) -> Result<Self, WebhookError> {
         let listen = |source| WebhookError::Listen { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
         let certificates = Certificates::make(&config.target.certificate_name(), Timestamp::now())?;
-        Ok(Self { api, config, listener, address, certificates, registered: watch::Sender::new(false) })
+        Ok(Self { api, access, config, listener, address, certificates, registered: watch::Sender::new(false) })
     }
 
     /// Where it listens.
@@ -79,7 +84,7 @@ impl Webhook {
         self.address
     }
 
-    /// Becomes true once the API server has the entry.
+    /// Becomes true once the API server has the entries.
     pub fn registered(&self) -> watch::Receiver<bool> {
         self.registered.subscribe()
     }
@@ -90,11 +95,12 @@ impl Webhook {
     /// When it lacks one of its parts.
     pub async fn run(self, stop: CancellationToken) -> Result<(), PartError> {
         let key = ServingKey::new(self.certificates.key());
-        let router = router(Arc::new(self.config.placement));
+        let router = router(Arc::new(self.config.placement), self.access);
         let mut parts = Parts::default();
         parts.spawn("the server of the webhook", serve(self.listener, Arc::clone(&key), router, stop.clone()));
         let keeper = Keeper {
             entries: self.api.watch_webhook(NAME),
+            checks: self.api.watch_validating_webhook(IMAGE_CACHE_NAME),
             api: self.api,
             target: self.config.target,
             certificates: self.certificates,
@@ -122,6 +128,7 @@ impl Webhook {
 struct Keeper {
     api: Arc<dyn WebhookApi>,
     entries: WatchStream<MutatingWebhookConfiguration>,
+    checks: WatchStream<ValidatingWebhookConfiguration>,
     target: Target,
     certificates: Certificates,
     key: Arc<ServingKey>,
@@ -131,45 +138,61 @@ struct Keeper {
 impl Keeper {
     /// Works until it lacks a part.
     async fn run(mut self) -> PartError {
-        let mut there = None;
-        let mut is_known = false;
+        // The outer nothing: it is not known yet.
+        let (mut there, mut check_there) = (None, None);
         let mut renewal = self.certificates.renewal();
         loop {
-            if is_known {
-                self.keep(there.as_ref()).await;
+            if let (Some(there), Some(check_there)) = (&there, &check_there) {
+                let is_written = self.keep(Option::as_ref(there)).await;
+                let is_check_written = self.keep_check(Option::as_ref(check_there)).await;
+                self.registered.send_replace(true);
+                if is_written || is_check_written {
+                    // Whoever changes an entry over and over again is not answered at once.
+                    tokio::time::sleep(PAUSE).await;
+                }
             }
             let left: Duration = renewal.duration_since(Timestamp::now()).try_into().unwrap_or_default();
             // The stream keeps what is not taken, and a sleep can be begun again.
             tokio::select! {
-                change = self.entries.next() => {
-                    is_known = true;
-                    there = match change {
-                        Some(Watched::All(entries)) => entries.into_iter().next(),
-                        Some(Watched::Applied(entry)) => Some(entry),
-                        Some(Watched::Deleted(_)) => None,
-                        None => return PartError::ended("the watch of the webhook's entry"),
-                    };
-                }
+                change = self.entries.next() => match change {
+                    Some(change) => there = Some(newest(change)),
+                    None => return PartError::ended("the watch of the webhook's entry"),
+                },
+                change = self.checks.next() => match change {
+                    Some(change) => check_there = Some(newest(change)),
+                    None => return PartError::ended("the watch of the entry for image caches"),
+                },
                 () = tokio::time::sleep(left.min(LONGEST_SLEEP)) => renewal = self.renew(renewal).await,
             }
         }
     }
 
-    /// Makes the entry what it should be, however often that takes.
-    async fn keep(&mut self, there: Option<&MutatingWebhookConfiguration>) {
+    /// Makes the entry what it should be, however often that takes. True when it was not.
+    async fn keep(&mut self, there: Option<&MutatingWebhookConfiguration>) -> bool {
         let wanted = entry(&self.target, &self.certificates.bundle());
         if there.is_some_and(|there| is_current(there, &wanted)) {
-            self.registered.send_replace(true);
-            return;
+            return false;
         }
         while let Err(error) = self.api.apply_webhook(&wanted).await {
             tracing::warn!(%error, "webhook is not registered, trying again");
             tokio::time::sleep(PAUSE).await;
         }
         tracing::info!(target = %self.target, "webhook is registered");
-        self.registered.send_replace(true);
-        // Whoever changes the entry over and over again is not answered at once.
-        tokio::time::sleep(PAUSE).await;
+        true
+    }
+
+    /// The same for the entry for image caches.
+    async fn keep_check(&mut self, there: Option<&ValidatingWebhookConfiguration>) -> bool {
+        let wanted = image_cache_entry(&self.target, &self.certificates.bundle());
+        if there.is_some_and(|there| there.webhooks == wanted.webhooks) {
+            return false;
+        }
+        while let Err(error) = self.api.apply_validating_webhook(&wanted).await {
+            tracing::warn!(%error, "webhook for image caches is not registered, trying again");
+            tokio::time::sleep(PAUSE).await;
+        }
+        tracing::info!(target = %self.target, "webhook for image caches is registered");
+        true
     }
 
     /// Renews the certificates when that is due, and says when it is due next.
@@ -183,6 +206,8 @@ impl Keeper {
                 self.certificates = renewed;
                 // The new authority must be trusted before its certificate is shown.
                 self.keep(None).await;
+                self.keep_check(None).await;
+                tokio::time::sleep(PAUSE).await;
                 self.key.change(self.certificates.key());
                 tracing::info!("certificates of the webhook are renewed");
                 self.certificates.renewal()
@@ -193,5 +218,14 @@ impl Keeper {
                 now + LONGEST_SLEEP
             }
         }
+    }
+}
+
+/// The only object that is watched, as a change leaves it.
+fn newest<K>(change: Watched<K>) -> Option<K> {
+    match change {
+        Watched::All(all) => all.into_iter().next(),
+        Watched::Applied(one) => Some(one),
+        Watched::Deleted(_) => None,
     }
 }

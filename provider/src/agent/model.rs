@@ -303,6 +303,8 @@ pub struct ImageCacheBuild {
     pub insecure_registries: Vec<String>,
     /// The most that the images may take, in bytes; 0 for no limit.
     pub size_limit_bytes: u64,
+    /// Another text than before has the images fetched again, also those that the host holds.
+    pub refresh: String,
 }
 
 /// One element of the stream of image caches.
@@ -351,6 +353,8 @@ pub struct CacheState {
     pub progress_percent: u32,
     /// Why the build failed; empty otherwise.
     pub reason: String,
+    /// The `refresh` that the newest build was asked for with.
+    pub refresh: String,
     /// What it holds, once known.
     pub images: Vec<CachedImage>,
     /// The newest steps of the build, oldest first.

@@ -2,6 +2,7 @@
 //!
 //! It keeps objects, applies the patches that we send, and says what changed. It knows nothing else of Kubernetes.
 
+mod definitions;
 mod image_caches;
 mod patching;
 mod webhooks;
@@ -16,11 +17,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::{StreamExt, future, stream};
 use jiff::Timestamp;
-use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
+use k8s_openapi::api::admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration};
 use k8s_openapi::api::authentication::v1::UserInfo;
 use k8s_openapi::api::authorization::v1::ResourceAttributes;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Event, Node, Pod, Service};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::Resource;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -52,9 +54,13 @@ pub struct Record {
     pub services: Vec<Service>,
     /// ImageCache objects by name.
     pub image_caches: BTreeMap<String, ImageCache>,
+    /// The definition of ImageCache.
+    pub definition: Option<CustomResourceDefinition>,
     /// The entry of the mutating webhook.
     pub webhook: Option<MutatingWebhookConfiguration>,
-    /// How often it was applied.
+    /// The entry of the validating webhook.
+    pub validating_webhook: Option<ValidatingWebhookConfiguration>,
+    /// How often the mutating one was applied.
     pub webhook_applies: usize,
     /// Every status patch of a pod, in order.
     pub status_patches: Vec<(PodName, Value)>,
@@ -83,7 +89,9 @@ pub struct FakeCluster {
     objects: broadcast::Sender<(ObjectKey, Watched<ObjectContent>)>,
     services: broadcast::Sender<Watched<Service>>,
     image_caches: broadcast::Sender<Watched<ImageCache>>,
+    definitions: broadcast::Sender<Watched<CustomResourceDefinition>>,
     webhooks: broadcast::Sender<Watched<MutatingWebhookConfiguration>>,
+    validating_webhooks: broadcast::Sender<Watched<ValidatingWebhookConfiguration>>,
 }
 
 impl Default for FakeCluster {
@@ -95,7 +103,9 @@ impl Default for FakeCluster {
             objects: broadcast::Sender::new(1024),
             services: broadcast::Sender::new(1024),
             image_caches: broadcast::Sender::new(1024),
+            definitions: broadcast::Sender::new(1024),
             webhooks: broadcast::Sender::new(1024),
+            validating_webhooks: broadcast::Sender::new(1024),
         }
     }
 }
@@ -304,6 +314,11 @@ impl PodApi for FakeCluster {
 }
 
 impl FakeCluster {
+    /// Writes a node as somebody else would.
+    pub fn write_node(&self, node: Node) {
+        self.put_node(self.lock(), node);
+    }
+
     fn put_node(&self, mut record: MutexGuard<'_, Record>, mut node: Node) -> Node {
         stamp(&mut record, &mut node);
         record.nodes.insert(node.metadata.name.clone().unwrap_or_default(), node.clone());

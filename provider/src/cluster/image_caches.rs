@@ -28,6 +28,9 @@ pub trait ImageCacheApi: Send + Sync + std::fmt::Debug {
     /// Removes the object with this UID. One that is not there any more, or is another by now, is not an error.
     async fn remove_image_cache(&self, name: &str, uid: &str) -> Result<(), ClusterError>;
 
+    /// Sets the finalizers of an object, which must not have changed since. Without any, one that is deleted is gone.
+    async fn set_finalizers(&self, cache: &ImageCache, finalizers: &[String]) -> Result<ImageCache, ClusterError>;
+
     /// A Secret, if it is there.
     async fn read_secret(&self, namespace: &str, name: &str) -> Result<Option<ObjectContent>, ClusterError>;
 }
@@ -69,6 +72,17 @@ impl ImageCacheApi for KubeCluster {
         }
     }
 
+    async fn set_finalizers(&self, cache: &ImageCache, finalizers: &[String]) -> Result<ImageCache, ClusterError> {
+        let metadata = &cache.metadata;
+        let (api, name) = (self.image_caches(), metadata.name.clone().unwrap_or_default());
+        // Whoever else has a finalizer may have added it meanwhile.
+        let patch = Patch::Merge(json!({"metadata": {
+            "uid": metadata.uid, "resourceVersion": metadata.resource_version, "finalizers": finalizers,
+        }}));
+        let what = || format!("set the finalizers of image cache {name}");
+        within(what, api.patch(&name, &PatchParams::default(), &patch)).await
+    }
+
     async fn read_secret(&self, namespace: &str, name: &str) -> Result<Option<ObjectContent>, ClusterError> {
         let api: Api<Secret> = Api::namespaced(self.client(), namespace);
         let secret = optional(within(|| format!("get secret {namespace}/{name}"), api.get(name)).await)?;
@@ -78,7 +92,7 @@ impl ImageCacheApi for KubeCluster {
 
 /// A merge patch that leaves nothing of an earlier status: fields that the status does not have become null.
 fn status_patch(status: &ImageCacheStatus) -> Value {
-    const OPTIONAL: [&str; 9] = [
+    const OPTIONAL: [&str; 12] = [
         "imageCacheId",
         "reason",
         "imageCacheSize",
@@ -87,6 +101,9 @@ fn status_patch(status: &ImageCacheStatus) -> Value {
         "expireDateTime",
         "lastMatchedTime",
         "observedGeneration",
+        "observedSettings",
+        "readyHosts",
+        "hosts",
         "events",
     ];
     let mut fields = json!(status);

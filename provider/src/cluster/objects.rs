@@ -49,6 +49,8 @@ pub struct ObjectKey {
 pub struct ObjectContent {
     /// `type` of a Secret; empty for a ConfigMap.
     pub secret_type: String,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
     /// Keys and values; `data` and `binaryData` of a ConfigMap in one.
     pub data: BTreeMap<String, Bytes>,
 }
@@ -67,14 +69,22 @@ impl From<ConfigMap> for ObjectContent {
     fn from(map: ConfigMap) -> Self {
         let text = map.data.unwrap_or_default().into_iter().map(|(key, value)| (key, Bytes::from(value)));
         let binary = map.binary_data.unwrap_or_default().into_iter().map(|(key, value)| (key, Bytes::from(value.0)));
-        Self { secret_type: String::new(), data: text.chain(binary).collect() }
+        Self {
+            secret_type: String::new(),
+            labels: map.metadata.labels.unwrap_or_default(),
+            data: text.chain(binary).collect(),
+        }
     }
 }
 
 impl From<Secret> for ObjectContent {
     fn from(secret: Secret) -> Self {
         let data = secret.data.unwrap_or_default().into_iter().map(|(key, value)| (key, Bytes::from(value.0)));
-        Self { secret_type: secret.type_.unwrap_or_default(), data: data.collect() }
+        Self {
+            secret_type: secret.type_.unwrap_or_default(),
+            labels: secret.metadata.labels.unwrap_or_default(),
+            data: data.collect(),
+        }
     }
 }
 

@@ -31,7 +31,40 @@ fn the_names_are_ecis() {
     assert!(version.subresources.as_ref().unwrap().status.is_some());
     let columns: Vec<_> =
         version.additional_printer_columns.as_ref().unwrap().iter().map(|c| c.name.as_str()).collect();
-    assert_eq!(columns, ["Age", "CacheId", "Phase", "Progress", "Images", "Size", "Reason"]);
+    assert_eq!(columns, ["Age", "CacheId", "Phase", "Progress", "Hosts", "Images", "Size", "Reason"]);
+}
+
+#[test]
+fn a_status_that_nobody_has_written_says_pending() {
+    let definition = definition();
+    let schema = definition.spec.versions[0].schema.as_ref().unwrap().open_api_v3_schema.as_ref().unwrap();
+    let fields = schema.properties.as_ref().unwrap();
+    let status = &fields["status"];
+    assert_eq!(status.default.as_ref().unwrap().0, json!({"phase": "Pending", "progress": "0%"}));
+    let of = |field: &str| status.properties.as_ref().unwrap()[field].default.as_ref().unwrap().0.clone();
+    assert_eq!((of("phase"), of("progress")), (json!("Pending"), json!("0%")));
+    let read: ImageCacheStatus = serde_json::from_value(status.default.as_ref().unwrap().0.clone()).unwrap();
+    assert_eq!((read.phase, read.image_cache_id), (Phase::Pending, None));
+    let secrets = &fields["spec"].properties.as_ref().unwrap()["imagePullSecrets"];
+    let rule = &secrets.x_kubernetes_validations.as_ref().unwrap()[0];
+    assert_eq!(rule.message.as_deref(), Some("each entry must be written namespace:secretName"));
+}
+
+#[test]
+fn every_annotation_that_holds_is_in_the_description() {
+    let text = serde_json::to_string(&definition()).unwrap();
+    for key in [
+        RETENTION_ANNOTATION,
+        SIZE_ANNOTATION,
+        PLAIN_HTTP_ANNOTATION,
+        INSECURE_ANNOTATION,
+        REFRESH_ANNOTATION,
+        crate::image_cache::placement::NODE_SELECTOR_ANNOTATION,
+        crate::image_cache::placement::ARCH_ANNOTATION,
+        crate::image_cache::placement::OS_ANNOTATION,
+    ] {
+        assert!(text.contains(key), "{key}");
+    }
 }
 
 fn spec(size: Option<i64>, days: Option<i64>) -> ImageCacheSpec {

@@ -10,17 +10,21 @@ use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use sha2::{Digest as _, Sha256};
 
+use super::plan::is_leaving;
 use super::reference::Reference;
 use super::retention;
 use super::status::image_set;
 use crate::custom_resource::{
-    AUTOMATIC_GIB, AUTOMATIC_LABEL, IMAGE_SET_LABEL, INSECURE_ANNOTATION, ImageCache, ImageCacheSpec, MOST_IMAGES,
-    PLAIN_HTTP_ANNOTATION, Phase,
+    AUTOMATIC_GIB, AUTOMATIC_LABEL, FINALIZER, IMAGE_SET_LABEL, INSECURE_ANNOTATION, ImageCache, ImageCacheSpec,
+    LARGEST_GIB, MOST_IMAGES, PLAIN_HTTP_ANNOTATION, Phase,
 };
-use crate::identity;
+use crate::{identity, quantity};
 
 /// Until a build that failed is tried again for the next pod that asks.
 const RETRY: SignedDuration = SignedDuration::from_secs(60);
+
+/// How much more storage a pod asks for than every instance has, as a quantity.
+const EXTRA_STORAGE_ANNOTATION: &str = "k8s.aliyun.com/eci-extra-ephemeral-storage";
 
 /// A pod that asks for a cache of its images.
 #[derive(Debug, Clone, PartialEq)]
@@ -104,7 +108,7 @@ pub fn ask(pod: &Pod) -> Result<Ask, AskError> {
     let spec = ImageCacheSpec {
         images: distinct,
         image_pull_secrets: secrets(pod).into_iter().collect(),
-        image_cache_size: i64::try_from(AUTOMATIC_GIB).ok(),
+        image_cache_size: i64::try_from(size_gib(pod)).ok(),
         retention_days: None,
     };
     let image_set = image_set_key(&spec);
@@ -118,6 +122,7 @@ pub fn ask(pod: &Pod) -> Result<Ask, AskError> {
         labels: Some(
             [(AUTOMATIC_LABEL.to_owned(), "true".to_owned()), (IMAGE_SET_LABEL.to_owned(), image_set.clone())].into(),
         ),
+        finalizers: Some(vec![FINALIZER.to_owned()]),
         annotations: Some([PLAIN_HTTP_ANNOTATION, INSECURE_ANNOTATION].into_iter().filter_map(annotation).collect()),
         ..ObjectMeta::default()
     };
@@ -130,6 +135,14 @@ pub fn ask(pod: &Pod) -> Result<Ask, AskError> {
         ..ObjectReference::default()
     };
     Ok(Ask { pod, image_set, cache })
+}
+
+/// The size of a pod's cache: as much as every instance has, and what the pod asks for beyond.
+fn size_gib(pod: &Pod) -> u64 {
+    let annotations = pod.metadata.annotations.as_ref();
+    let extra = annotations.and_then(|annotations| annotations.get(EXTRA_STORAGE_ANNOTATION));
+    let bytes = extra.and_then(|extra| quantity::whole(extra)).unwrap_or_default();
+    AUTOMATIC_GIB.saturating_add(bytes.div_ceil(1 << 30)).min(LARGEST_GIB)
 }
 
 /// What to do about an ask, among the objects that there are.
@@ -145,7 +158,7 @@ pub fn answer<'a>(ask: &Ask, caches: impl IntoIterator<Item = &'a ImageCache>, n
         };
         tells && image_set_key(&cache.spec) == ask.image_set
     };
-    for cache in caches.into_iter().filter(is_for_it) {
+    for cache in caches.into_iter().filter(|cache| !is_leaving(cache)).filter(is_for_it) {
         let name = cache.metadata.name.clone().unwrap_or_default();
         let status = cache.status.clone().unwrap_or_default();
         match status.phase {
@@ -228,6 +241,19 @@ mod tests {
         assert_eq!(spec.image_cache_size, Some(30));
         assert!(status.is_none());
         assert_eq!(ask.pod.uid.as_deref(), Some("u"));
+    }
+
+    #[rstest]
+    #[case("50Gi", 80)]
+    #[case("500Mi", 31)]
+    #[case("1.5Gi", 32)]
+    #[case("lots", 30)]
+    #[case("-1Gi", 30)]
+    #[case("9Pi", 32_768)]
+    fn the_size_is_what_every_pod_has_and_what_this_one_asks_for(#[case] extra: &str, #[case] expected: i64) {
+        let mut pod = pod(&["nginx"]);
+        pod.metadata.annotations = Some([(EXTRA_STORAGE_ANNOTATION.to_owned(), extra.to_owned())].into());
+        assert_eq!(ask(&pod).unwrap().cache.spec.image_cache_size, Some(expected));
     }
 
     #[test]

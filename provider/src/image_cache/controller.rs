@@ -8,27 +8,30 @@
 
 mod askers;
 mod look;
+mod room;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use futures::StreamExt as _;
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ObjectReference;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use self::askers::Askers;
-use super::follow::{Heard, follow};
+use self::askers::{Askers, record};
+use super::follow::{Heard, follow, follow_labels};
 use super::handle::{ImageCaches, Message, PATIENCE};
 use super::hosts::Host;
-use super::jobs::{BuildError, Outcome, ReadLogins, Subject};
-use super::plan::{Told, retry_after};
+use super::jobs::{BuildError, Outcome, ReadLogins, SecretRule, Subject};
+use super::object_events::object_events;
+use super::plan::{Told, Version, retry_after};
 use super::snapshot::Snapshot;
 use crate::agent::{AgentClient, CacheChange};
-use crate::cluster::{ClusterError, EventRecorder, ImageCacheApi, Watched};
-use crate::custom_resource::ImageCache;
+use crate::cluster::{ClusterError, EventRecorder, ImageCacheApi, NodeApi, Watched};
+use crate::custom_resource::{ImageCache, ImageCacheStatus};
 use crate::parts::{PartError, Parts};
 
 /// Messages of pods that wait for the controller.
@@ -41,12 +44,18 @@ const HEARD: usize = 256;
 pub struct Surroundings {
     /// The API server.
     pub api: Arc<dyn ImageCacheApi>,
+    /// The API server, for the labels of the virtual nodes.
+    pub nodes: Arc<dyn NodeApi>,
     /// The agents, by the name of their virtual node.
     pub agents: BTreeMap<String, Arc<dyn AgentClient>>,
     /// Takes events for pods.
     pub events: EventRecorder,
     /// Reads pull Secrets.
     pub read_logins: ReadLogins,
+    /// Which Secrets may be read.
+    pub secret_rule: SecretRule,
+    /// How many image caches there may be; 0 for any number.
+    pub most: usize,
 }
 
 /// The task.
@@ -63,6 +72,8 @@ pub struct ImageCacheController {
     /// When a pod last used a cache, by id.
     used: BTreeMap<String, Timestamp>,
     askers: Askers,
+    /// Automatic caches that go to make room, by name.
+    evicted: BTreeSet<String>,
     jobs: JoinSet<Outcome>,
     running: BTreeMap<Subject, tokio::task::Id>,
     /// How often a job failed in a row, and when it may run again.
@@ -84,6 +95,7 @@ impl ImageCacheController {
             told: BTreeMap::new(),
             used: BTreeMap::new(),
             askers: Askers::default(),
+            evicted: BTreeSet::new(),
             jobs: JoinSet::new(),
             running: BTreeMap::new(),
             failed: BTreeMap::new(),
@@ -101,6 +113,8 @@ impl ImageCacheController {
         for (node, agent) in &self.around.agents {
             let follower = follow(node.clone(), Arc::clone(agent), sender.clone());
             parts.spawn(format!("the stream of the image caches of {node}"), follower);
+            let follower = follow_labels(node.clone(), Arc::clone(&self.around.nodes), sender.clone());
+            parts.spawn(format!("the watch of the labels of {node}"), follower);
         }
         let ended = self.work(&mut parts, heard, &stop).await;
         parts.shutdown().await;
@@ -125,7 +139,7 @@ impl ImageCacheController {
                 change = objects.next() => {
                     self.take_object(change.ok_or_else(|| PartError::ended("the watch of image caches"))?);
                 }
-                Some((node, said)) = heard.recv() => self.take_heard(&node, said),
+                Some((node, said)) = heard.recv() => self.take_heard(&node, said, Timestamp::now()),
                 Some(done) = self.jobs.join_next_with_id(), if !self.jobs.is_empty() => self.take_done(done),
                 Some(message) = self.inbox.recv() => self.take_message(message),
                 () = sleep_until(wake) => {}
@@ -138,7 +152,11 @@ impl ImageCacheController {
         match change {
             Watched::All(all) => self.caches = Some(all.into_iter().map(|cache| (name(&cache), cache)).collect()),
             Watched::Applied(cache) => {
-                self.caches.get_or_insert_default().insert(name(&cache), cache);
+                let caches = self.caches.get_or_insert_default();
+                // The answer to a write of ours may have come before what led to it.
+                if !caches.get(&name(&cache)).is_some_and(|known| is_older(&cache, known)) {
+                    caches.insert(name(&cache), cache);
+                }
             }
             Watched::Deleted(cache) => {
                 let caches = self.caches.get_or_insert_default();
@@ -150,10 +168,11 @@ impl ImageCacheController {
         }
     }
 
-    fn take_heard(&mut self, node: &str, heard: Heard) {
+    fn take_heard(&mut self, node: &str, heard: Heard, now: Timestamp) {
         let Some(host) = self.hosts.get_mut(node) else { return };
         match heard {
-            Heard::Lost => host.is_connected = false,
+            Heard::Lost => host.lose(now),
+            Heard::Labels(labels) => host.labels = labels,
             Heard::Change(change) => {
                 if matches!(change, CacheChange::List(_)) {
                     // An agent that comes back may be another version, which refuses less.
@@ -197,15 +216,20 @@ impl ImageCacheController {
 
     fn take_outcome(&mut self, subject: Subject, outcome: Outcome, now: Timestamp) {
         let failure = match (&subject, outcome) {
-            (Subject::Build { node, id }, Outcome::Built { generation, result }) => {
-                self.built((node.clone(), id.clone()), generation, result, now);
+            (Subject::Build { node, id }, Outcome::Built { of, unusable, result }) => {
+                self.built((node.clone(), id.clone()), (of, unusable), result, now);
                 None
             }
             (Subject::Create { image_set }, Outcome::Created(result)) => {
                 self.created(&image_set.clone(), result);
                 None
             }
-            (_, Outcome::Written(Ok(cache))) => {
+            (_, Outcome::Written { before, result: Ok(cache) }) => {
+                self.tell_of_object(&before, &cache);
+                self.replace(*cache);
+                None
+            }
+            (_, Outcome::Finalized(Ok(cache))) => {
                 self.replace(*cache);
                 None
             }
@@ -216,9 +240,12 @@ impl ImageCacheController {
             }
             (_, Outcome::Forgotten(result)) => result.err().map(|error| error.to_string()),
             (_, Outcome::Removed(result)) => result.err().map(|error| error.to_string()),
-            // The object is gone; the watch will say so.
-            (_, Outcome::Written(Err(ClusterError::NotFound { .. }))) => Some(String::new()),
-            (_, Outcome::Written(Err(error))) => Some(error.to_string()),
+            // An object that is gone is no fault; the watch will say so.
+            (_, Outcome::Written { result: Err(error), .. } | Outcome::Finalized(Err(error))) => {
+                // Nor is one that has changed meanwhile.
+                let is_moved_on = error.is_gone() || matches!(error, ClusterError::Conflict { .. });
+                Some(if is_moved_on { String::new() } else { error.to_string() })
+            }
             (_, Outcome::Built { .. } | Outcome::Created(_)) => None,
         };
         match failure {
@@ -237,13 +264,13 @@ impl ImageCacheController {
     fn built(
         &mut self,
         key: (String, String),
-        generation: Option<i64>,
+        (of, unusable): (Version, Vec<String>),
         result: Result<(), BuildError>,
         now: Timestamp,
     ) {
         let before = self.told.get(&key);
         // What the host has heard before and is told again came to nothing that time.
-        let is_repeated = before.is_some_and(|told| told.generation == generation && !told.unheard);
+        let is_repeated = before.is_some_and(|told| told.of == of && !told.unheard);
         let came_to_nothing = result.is_err() || is_repeated;
         let failures = if came_to_nothing { before.map_or(0, |told| told.failures).saturating_add(1) } else { 0 };
         let refusal = result.as_ref().err().and_then(BuildError::refusal);
@@ -251,7 +278,7 @@ impl ImageCacheController {
             tracing::warn!(node = key.0, image_cache = key.1, %error, "host cannot be told to build an image cache");
         }
         let unheard = result.is_err() && refusal.is_none();
-        self.told.insert(key, Told { generation, at: now, failures, unheard, refusal });
+        self.told.insert(key, Told { of, at: now, failures, unheard, refusal, unusable });
     }
 
     fn has_failed(&mut self, subject: Subject, now: Timestamp) {
@@ -262,13 +289,39 @@ impl ImageCacheController {
         self.failed.insert(subject, (count, now + wait));
     }
 
+    /// Says on the object what has changed in its status.
+    fn tell_of_object(&self, before: &ImageCacheStatus, cache: &ImageCache) {
+        let regarding = ObjectReference {
+            api_version: Some("eci.alibabacloud.com/v1".to_owned()),
+            kind: Some("ImageCache".to_owned()),
+            name: cache.metadata.name.clone(),
+            uid: cache.metadata.uid.clone(),
+            ..ObjectReference::default()
+        };
+        let Some(status) = &cache.status else { return };
+        for note in object_events(before, status) {
+            record(&self.around.events, &regarding, note);
+        }
+    }
+
     /// Takes what the API server answered for what the watch will say a moment later.
     fn replace(&mut self, cache: ImageCache) {
         let name = cache.metadata.name.clone().unwrap_or_default();
         let known = self.caches.as_mut().and_then(|caches| caches.get_mut(&name));
-        if let Some(known) = known.filter(|known| known.metadata.uid == cache.metadata.uid) {
+        let is_newer = |known: &&mut ImageCache| known.metadata.uid == cache.metadata.uid && !is_older(&cache, known);
+        if let Some(known) = known.filter(is_newer) {
             *known = cache;
         }
+    }
+}
+
+/// Whether it is an earlier state of the same object.
+fn is_older(cache: &ImageCache, known: &ImageCache) -> bool {
+    let version =
+        |cache: &ImageCache| cache.metadata.resource_version.as_ref().and_then(|text| text.parse::<u64>().ok());
+    match (version(cache), version(known)) {
+        (Some(version), Some(newest)) => cache.metadata.uid == known.metadata.uid && version < newest,
+        _ => false,
     }
 }
 

@@ -4,9 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
+use k8s_openapi::api::core::v1::Node;
 use tokio::sync::mpsc;
 
+use super::hosts::Labels;
 use crate::agent::{AgentClient, AgentError, CacheChange};
+use crate::cluster::{NodeApi, Watched};
 
 /// Between two attempts to reach a host: at first, and at most.
 const WAITS: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
@@ -18,6 +21,35 @@ pub(super) enum Heard {
     Change(CacheChange),
     /// The connection is lost.
     Lost,
+    /// The labels of its virtual node; nothing when there is no such node.
+    Labels(Option<Labels>),
+}
+
+/// Sends the labels of a virtual node whenever they change. Ends when nobody listens.
+pub(super) async fn follow_labels(node: String, api: Arc<dyn NodeApi>, heard: mpsc::Sender<(String, Heard)>) {
+    let mut nodes = api.watch_node(&node);
+    let mut last = None;
+    while let Some(change) = nodes.next().await {
+        let is_meant = |it: &Node| it.metadata.name.as_ref() == Some(&node);
+        let labels = match change {
+            Watched::All(nodes) => nodes.into_iter().find(is_meant).map(labels),
+            Watched::Applied(it) if is_meant(&it) => Some(labels(it)),
+            Watched::Deleted(it) if is_meant(&it) => None,
+            Watched::Applied(_) | Watched::Deleted(_) => continue,
+        };
+        // A node's status changes all the time.
+        if last.as_ref() == Some(&labels) {
+            continue;
+        }
+        last = Some(labels.clone());
+        if heard.send((node.clone(), Heard::Labels(labels))).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn labels(node: Node) -> Labels {
+    node.metadata.labels.unwrap_or_default()
 }
 
 /// Sends what the host of `node` says, and opens the stream again whenever it breaks. Ends when nobody listens.

@@ -2,14 +2,32 @@
 
 use std::sync::Arc;
 
-use super::plan::id_of;
+use super::plan::{Version, id_of};
+use super::retention::is_automatic;
+use super::status::refresh;
 use crate::agent::{AgentClient, AgentError, ImageCacheBuild, RegistryCredential};
 use crate::cluster::objects::ObjectContent;
 use crate::cluster::{ClusterError, ImageCacheApi};
-use crate::custom_resource::{INSECURE_ANNOTATION, ImageCache, ImageCacheStatus, PLAIN_HTTP_ANNOTATION};
+use crate::custom_resource::{INSECURE_ANNOTATION, ImageCache, ImageCacheStatus, PLAIN_HTTP_ANNOTATION, SECRET_LABEL};
 
 /// Reads the registry logins out of a Secret; the error says for people what is wrong with it.
 pub type ReadLogins = fn(&ObjectContent) -> Result<Vec<RegistryCredential>, String>;
+
+/// Which Secrets an object may name. The provider reads them with a right of its own, so it must not do so for everybody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SecretRule {
+    /// Any: admission has asked whether the author may read them.
+    CheckedAtAdmission,
+    /// Those that bear [`SECRET_LABEL`]. An automatic cache names its pod's own, and serves only pods that have them too.
+    Labelled,
+}
+
+/// What a host is told with.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Logins {
+    pub(super) read: ReadLogins,
+    pub(super) rule: SecretRule,
+}
 
 /// What a job is about. No two jobs about the same run at once.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -18,15 +36,26 @@ pub(super) enum Subject {
     Forget { node: String, id: String },
     Status { name: String },
     Remove { name: String },
+    Finalizers { name: String },
     Create { image_set: String },
 }
 
 /// What became of a job.
 #[derive(Debug)]
 pub(super) enum Outcome {
-    Built { generation: Option<i64>, result: Result<(), BuildError> },
+    /// `unusable` says which Secrets brought no login, and why.
+    Built {
+        of: Version,
+        unusable: Vec<String>,
+        result: Result<(), BuildError>,
+    },
     Forgotten(Result<(), AgentError>),
-    Written(Result<Box<ImageCache>, ClusterError>),
+    /// A status, with the one before it.
+    Written {
+        before: Box<ImageCacheStatus>,
+        result: Result<Box<ImageCache>, ClusterError>,
+    },
+    Finalized(Result<Box<ImageCache>, ClusterError>),
     Removed(Result<(), ClusterError>),
     Created(Result<Box<ImageCache>, ClusterError>),
 }
@@ -54,20 +83,22 @@ impl BuildError {
 pub(super) async fn build(
     api: Arc<dyn ImageCacheApi>,
     agent: Arc<dyn AgentClient>,
-    read_logins: ReadLogins,
+    logins: Logins,
     cache: ImageCache,
 ) -> Outcome {
-    let result = tell(&*api, &*agent, read_logins, &cache).await;
-    Outcome::Built { generation: cache.metadata.generation, result }
+    let mut unusable = Vec::new();
+    let result = tell(&*api, &*agent, logins, &cache, &mut unusable).await;
+    Outcome::Built { of: Version::of(&cache), unusable, result }
 }
 
 async fn tell(
     api: &dyn ImageCacheApi,
     agent: &dyn AgentClient,
-    read_logins: ReadLogins,
+    logins: Logins,
     cache: &ImageCache,
+    unusable: &mut Vec<String>,
 ) -> Result<(), BuildError> {
-    let credentials = logins(api, read_logins, cache).await?;
+    let credentials = read_secrets(api, logins, cache, unusable).await?;
     let annotations = cache.metadata.annotations.clone().unwrap_or_default();
     let registries = |key: &str| -> Vec<String> {
         let listed = annotations.get(key).map(String::as_str).unwrap_or_default();
@@ -81,27 +112,35 @@ async fn tell(
         plain_http_registries: registries(PLAIN_HTTP_ANNOTATION),
         insecure_registries: registries(INSECURE_ANNOTATION),
         size_limit_bytes: cache.spec.size_gib(&annotations) << 30,
+        refresh: refresh(cache).to_owned(),
     };
     Ok(agent.build_image_cache(&build).await?)
 }
 
 /// A Secret that is missing, or holds no login, costs the cache no other login: the registry has the last word.
-async fn logins(
+async fn read_secrets(
     api: &dyn ImageCacheApi,
-    read_logins: ReadLogins,
+    logins: Logins,
     cache: &ImageCache,
+    unusable: &mut Vec<String>,
 ) -> Result<Vec<RegistryCredential>, ClusterError> {
+    let needs_label = logins.rule == SecretRule::Labelled && !is_automatic(cache);
+    let is_labelled = |secret: &ObjectContent| secret.labels.get(SECRET_LABEL).is_some_and(|value| value == "true");
     let mut found = Vec::new();
     for entry in &cache.spec.image_pull_secrets {
         let Some((namespace, name)) = entry.split_once(':') else { continue };
         let read = match api.read_secret(namespace, name).await? {
-            Some(secret) => read_logins(&secret),
+            Some(secret) if needs_label && !is_labelled(&secret) => {
+                Err(format!("it is not labelled {SECRET_LABEL}=true, and no webhook checks who may name it"))
+            }
+            Some(secret) => (logins.read)(&secret),
             None => Err("it does not exist".to_owned()),
         };
         match read {
             Ok(logins) => found.extend(logins),
             Err(why) => {
-                tracing::warn!(image_cache = cache.metadata.name, secret = entry, why, "pull secret cannot be used");
+                tracing::info!(image_cache = cache.metadata.name, secret = entry, why, "pull secret cannot be used");
+                unusable.push(format!("pull secret {entry} cannot be used: {why}"));
             }
         }
     }
@@ -123,8 +162,19 @@ pub(super) async fn create(
 }
 
 /// Writes the status of an object.
-pub(super) async fn write(api: Arc<dyn ImageCacheApi>, name: String, status: ImageCacheStatus) -> Outcome {
-    Outcome::Written(api.write_image_cache_status(&name, &status).await.map(Box::new))
+pub(super) async fn write(
+    api: Arc<dyn ImageCacheApi>,
+    name: String,
+    before: ImageCacheStatus,
+    status: ImageCacheStatus,
+) -> Outcome {
+    let result = api.write_image_cache_status(&name, &status).await.map(Box::new);
+    Outcome::Written { before: Box::new(before), result }
+}
+
+/// Gives an object our finalizer, or takes it away.
+pub(super) async fn finalizers(api: Arc<dyn ImageCacheApi>, cache: ImageCache, finalizers: Vec<String>) -> Outcome {
+    Outcome::Finalized(api.set_finalizers(&cache, &finalizers).await.map(Box::new))
 }
 
 /// Removes an object whose time is over.

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::{SignedDuration, Timestamp};
 
 use super::hosts::{Host, serves};
-use super::status::{has_failed, holds, image_set};
+use super::status::{has_failed, holds, image_set, is_observed, refresh, settings};
 use crate::agent::CachePhase;
 use crate::custom_resource::ImageCache;
 use crate::identity;
@@ -20,11 +20,32 @@ const FIRST_SIGN: SignedDuration = SignedDuration::from_secs(2);
 /// The longest that it waits.
 const LONGEST_RETRY: SignedDuration = SignedDuration::from_mins(30);
 
+/// How long a deleted object waits for a host that is away.
+const GONE: SignedDuration = SignedDuration::from_secs(10);
+/// How long it waits for one that answers, and does not manage to forget the cache.
+const SLOW: SignedDuration = SignedDuration::from_secs(60);
+
+/// Which state of an object was meant: another one may build what this one could not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Version {
+    /// Its generation.
+    pub generation: Option<i64>,
+    /// The key of the annotations that a build depends on.
+    pub settings: Option<String>,
+}
+
+impl Version {
+    /// The object's state as it is.
+    pub fn of(cache: &ImageCache) -> Self {
+        Self { generation: cache.metadata.generation, settings: settings(cache) }
+    }
+}
+
 /// What a host has been told about a cache since this process started.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Told {
-    /// The generation of the object at that time.
-    pub generation: Option<i64>,
+    /// The object at that time.
+    pub of: Version,
     /// When.
     pub at: Timestamp,
     /// How often in a row it came to nothing.
@@ -33,6 +54,17 @@ pub struct Told {
     pub unheard: bool,
     /// Why the host refused, when it did.
     pub refusal: Option<String>,
+    /// Which Secrets brought no login, and why.
+    pub unusable: Vec<String>,
+}
+
+/// When a deleted object may go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Release {
+    /// Now.
+    Now,
+    /// When the hosts have forgotten the cache, and then at the latest.
+    At(Timestamp),
 }
 
 /// What to do about one cache on one host.
@@ -57,9 +89,9 @@ pub fn step(cache: &ImageCache, host: &Host, told: Option<&Told>, is_held_elsewh
     if !host.is_known || !host.is_connected {
         return Step::Nothing;
     }
-    let generation = cache.metadata.generation;
-    let is_told = told.is_some_and(|told| told.generation == generation);
-    if let Some(told) = told.filter(|told| told.generation == generation && told.unheard) {
+    let version = Version::of(cache);
+    let is_told = told.is_some_and(|told| told.of == version);
+    if let Some(told) = told.filter(|told| told.of == version && told.unheard) {
         return at(told.at + retry_after(told.failures), now);
     }
     let is_refused = is_told && told.is_some_and(|told| told.refusal.is_some());
@@ -74,7 +106,7 @@ pub fn step(cache: &ImageCache, host: &Host, told: Option<&Told>, is_held_elsewh
     match state.phase {
         // The host takes the same images a second time as no change, so that a restart of ours may say it again.
         CachePhase::Creating | CachePhase::Updating => build_unless(is_told),
-        CachePhase::Ready if holds(state, &wanted) => Step::Nothing,
+        CachePhase::Ready if holds(state, &wanted) && state.refresh == refresh(cache) => Step::Nothing,
         CachePhase::Ready => build_unless(is_told),
         CachePhase::UpdateFailed => build_unless(is_told || is_observed(cache)),
         CachePhase::Failed if is_held_elsewhere => {
@@ -101,13 +133,28 @@ pub fn is_held_elsewhere(cache: &ImageCache, node: &str, hosts: &BTreeMap<String
         .any(|(_, host)| host.caches.get(&id).is_some_and(|state| serves(state.phase)))
 }
 
-/// The caches of a host that belong to no object. `caches` are all objects that there are.
-pub fn strays(caches: &BTreeMap<String, ImageCache>, host: &Host) -> Vec<String> {
+/// Whether the object is on its way out.
+pub fn is_leaving(cache: &ImageCache) -> bool {
+    cache.metadata.deletion_timestamp.is_some()
+}
+
+/// The caches of a host that it is not to hold. `wanted` are the ids of those that it is.
+pub fn strays(wanted: &BTreeSet<String>, host: &Host) -> Vec<String> {
     if !host.is_known || !host.is_connected {
         return Vec::new();
     }
-    let wanted: BTreeSet<String> = caches.values().map(id_of).collect();
     host.caches.keys().filter(|id| !wanted.contains(*id)).cloned().collect()
+}
+
+/// When an object that is deleted may go: once every host that can be reached has forgotten the cache. A host that is away
+/// forgets it when it comes back, as a stray, and none is waited for without end, so that no deletion ever hangs.
+pub fn release(deleted: Timestamp, id: &str, hosts: &BTreeMap<String, Host>, now: Timestamp) -> Release {
+    let may_hold = |host: &&Host| !host.is_known || host.caches.contains_key(id);
+    let until = hosts.values().filter(may_hold).map(|host| if host.is_connected { SLOW } else { GONE }).max();
+    match until.map(|wait| deleted + wait) {
+        Some(until) if until > now => Release::At(until),
+        Some(_) | None => Release::Now,
+    }
 }
 
 /// How long to wait after so many failures in a row.
@@ -127,12 +174,6 @@ fn build_unless(is_done: bool) -> Step {
 
 fn at(time: Timestamp, now: Timestamp) -> Step {
     if time <= now { Step::Build } else { Step::Wait(time) }
-}
-
-/// Whether the outcome that is on record is about the object as it is now.
-fn is_observed(cache: &ImageCache) -> bool {
-    let observed = cache.status.as_ref().and_then(|status| status.observed_generation);
-    observed.is_some() && observed == cache.metadata.generation
 }
 
 #[cfg(test)]
@@ -171,12 +212,15 @@ mod tests {
         Host {
             is_known: true,
             is_connected: true,
+            lost_since: None,
+            labels: None,
             caches: state.into_iter().map(|state| (id.clone(), state)).collect(),
         }
     }
 
     fn told(generation: i64) -> Option<Told> {
-        Some(Told { generation: Some(generation), at: now(), failures: 0, unheard: false, refusal: None })
+        let of = Version { generation: Some(generation), settings: None };
+        Some(Told { of, at: now(), failures: 0, unheard: false, refusal: None, unusable: Vec::new() })
     }
 
     #[rstest]
@@ -258,12 +302,52 @@ mod tests {
     }
 
     #[test]
-    fn strays_are_what_no_object_stands_for() {
-        let caches = BTreeMap::from([("c".to_owned(), cache(1, None))]);
+    fn strays_are_what_the_host_is_not_to_hold() {
+        let wanted = BTreeSet::from([identity::image_cache_id("uid")]);
         let mut host = host(Some((CachePhase::Ready, "nginx:1")));
         host.caches.insert("imc-stray".to_owned(), CacheState::default());
-        assert_eq!(strays(&caches, &host), ["imc-stray"]);
+        assert_eq!(strays(&wanted, &host), ["imc-stray"]);
         host.is_known = false;
-        assert_eq!(strays(&caches, &host), Vec::<String>::new());
+        assert_eq!(strays(&wanted, &host), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_deletion_waits_for_who_can_be_reached_and_never_without_end() {
+        let id = identity::image_cache_id("uid");
+        let holding = host(Some((CachePhase::Ready, "nginx:1")));
+        let away = Host { is_connected: false, ..holding.clone() };
+        let (empty, unheard) = (host(None), Host::default());
+        let release = |hosts: &[&Host], seconds: i64| {
+            let hosts = hosts.iter().enumerate().map(|(n, host)| (n.to_string(), (*host).clone())).collect();
+            release(now(), &id, &hosts, now() + SignedDuration::from_secs(seconds))
+        };
+        assert_eq!(release(&[], 0), Release::Now);
+        assert_eq!(release(&[&empty, &empty], 0), Release::Now);
+        assert_eq!(release(&[&Host { is_connected: false, ..empty.clone() }], 0), Release::Now);
+        for gone in [&away, &unheard] {
+            assert_eq!(release(&[&empty, gone], 9), Release::At(now() + GONE));
+            assert_eq!(release(&[&empty, gone], 10), Release::Now);
+            assert_eq!(release(&[&holding, gone], 59), Release::At(now() + SLOW));
+            assert_eq!(release(&[&holding, gone], 60), Release::Now);
+        }
+    }
+
+    #[test]
+    fn another_refresh_or_setting_has_it_built_again() {
+        let annotate = |mut cache: ImageCache, key: &str| {
+            cache.metadata.annotations = Some([(key.to_owned(), "2".to_owned())].into());
+            cache
+        };
+        let ready = host(Some((CachePhase::Ready, "nginx:1")));
+        let refreshed = annotate(cache(1, Some((Phase::Ready, 1))), crate::custom_resource::REFRESH_ANNOTATION);
+        assert_eq!(step(&refreshed, &ready, told(1).as_ref(), false, now()), Step::Build);
+        let mut newer = ready.clone();
+        newer.caches.values_mut().for_each(|state| state.refresh = "2".to_owned());
+        assert_eq!(step(&refreshed, &newer, told(1).as_ref(), false, now()), Step::Nothing);
+        let failed = host(Some((CachePhase::Failed, "nginx:1")));
+        let changed = annotate(cache(1, Some((Phase::Failed, 1))), crate::custom_resource::PLAIN_HTTP_ANNOTATION);
+        assert_eq!(step(&changed, &failed, told(1).as_ref(), false, now()), Step::Build);
+        let elsewhere = annotate(cache(1, Some((Phase::Failed, 1))), "team");
+        assert_eq!(step(&elsewhere, &failed, told(1).as_ref(), false, now()), Step::Nothing);
     }
 }

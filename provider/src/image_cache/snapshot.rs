@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use super::automatic;
 use super::hosts::{Host, serves};
 use super::matching::{Candidate, CandidateImage, Standing};
-use super::plan::id_of;
+use super::plan::{id_of, is_leaving};
 use super::reference::Reference;
 use super::status::has_failed;
 use crate::agent::{CachePhase, CacheState};
@@ -42,7 +42,12 @@ impl Snapshot {
 pub fn take(caches: Option<&BTreeMap<String, ImageCache>>, hosts: &BTreeMap<String, Host>) -> Snapshot {
     let of_host = |host: &Host| NodeCaches {
         is_known: host.is_known,
-        candidates: caches.iter().flat_map(|caches| caches.values()).map(|cache| candidate(cache, host)).collect(),
+        candidates: caches
+            .iter()
+            .flat_map(|caches| caches.values())
+            .filter(|cache| !is_leaving(cache))
+            .map(|cache| candidate(cache, host))
+            .collect(),
     };
     let nodes = hosts.iter().map(|(node, host)| (node.clone(), of_host(host))).collect();
     Snapshot { is_known: caches.is_some(), nodes }
@@ -104,7 +109,8 @@ mod tests {
             images: vec![CachedImage { reference: "nginx".to_owned(), size_bytes: 7, ..Default::default() }],
             ..Default::default()
         };
-        let holding = Host { is_known: true, is_connected: true, caches: [(id.clone(), state)].into() };
+        let holding =
+            Host { is_known: true, is_connected: true, caches: [(id.clone(), state)].into(), ..Host::default() };
         let other = Host { is_known: true, ..Host::default() };
         let hosts = [("a".to_owned(), holding), ("b".to_owned(), other), ("c".to_owned(), Host::default())].into();
         let snapshot = take(Some(&caches), &hosts);

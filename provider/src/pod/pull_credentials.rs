@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     fn secret(key: &str, value: String) -> ObjectContent {
-        ObjectContent { secret_type: String::new(), data: [(key.to_owned(), Bytes::from(value))].into() }
+        ObjectContent { data: [(key.to_owned(), Bytes::from(value))].into(), ..ObjectContent::default() }
     }
 
     #[test]

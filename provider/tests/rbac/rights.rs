@@ -21,17 +21,19 @@ use larder_provider::admission::registration;
 use larder_provider::cluster::objects::TokenWish;
 use larder_provider::cluster::pods::{PodMarks, PodName};
 use larder_provider::cluster::{
-    AccessApi, EventApi, ImageCacheApi, KubeCluster, NodeApi, ObjectApi, ObjectKey, ObjectKind, PodApi, WatchStream,
-    WebhookApi,
+    AccessApi, DefinitionApi, EventApi, ImageCacheApi, KubeCluster, NodeApi, ObjectApi, ObjectKey, ObjectKind, PodApi,
+    WatchStream, WebhookApi,
 };
-use larder_provider::custom_resource::{ImageCache, ImageCacheStatus};
+use larder_provider::custom_resource::{ImageCache, ImageCacheStatus, definition};
 use serde_json::{Value, json};
 
 /// Group, resource with its subresource, verb, and the name where the role names one.
 type Right = (String, String, String, Option<String>);
 
 /// Names that the role limits a right to.
-const LIMITED: [&str; 1] = [registration::NAME];
+const LIMITED: [&str; 3] = [registration::NAME, registration::IMAGE_CACHE_NAME, DEFINITION];
+/// The definition that the provider installs.
+const DEFINITION: &str = "imagecaches.eci.alibabacloud.com";
 
 fn rights_of(request: &Request<Body>) -> Vec<Right> {
     let path = request.uri().path().trim_start_matches('/');
@@ -144,11 +146,18 @@ async fn make_every_call(cluster: &KubeCluster) {
     drop(cluster.create_image_cache(&ImageCache::new("c", Default::default())).await);
     drop(cluster.write_image_cache_status("c", &ImageCacheStatus::default()).await);
     drop(cluster.remove_image_cache("c", "u").await);
+    drop(cluster.set_finalizers(&ImageCache::new("c", Default::default()), &[]).await);
     drop(cluster.read_secret("ns", "s").await);
 
     let entry = registration::entry(&"https://h".parse().unwrap(), "");
     watch(cluster.watch_webhook(registration::NAME)).await;
     drop(cluster.apply_webhook(&entry).await);
+    let entry = registration::image_cache_entry(&"https://h".parse().unwrap(), "");
+    watch(cluster.watch_validating_webhook(registration::IMAGE_CACHE_NAME)).await;
+    drop(cluster.apply_validating_webhook(&entry).await);
+
+    drop(cluster.apply_definition(&definition()).await);
+    watch(cluster.watch_definition(DEFINITION)).await;
 }
 
 fn granted() -> BTreeSet<Right> {

@@ -82,7 +82,9 @@ impl Build {
     /// Brings all images here. Dropping the future gives up; layers that are whole stay.
     pub(super) async fn run(self) -> Result<Vec<Held>, BuildError> {
         let references = self.references()?;
-        self.event(&self.wish.name, "Started", "Start to pull images.".to_owned()).await;
+        // ECI's words, here and for what follows.
+        self.event(&self.wish.name, "Started", "Successfully check image cache resource.".to_owned()).await;
+        self.event(&self.wish.name, "Pulling", "start to pull images".to_owned()).await;
         let resolving = stream::iter(references).map(|(written, reference)| self.resolve(written, reference));
         // In order, so that the first failure in the user's order is the one that is told.
         let wanted: Vec<Wanted> = resolving.buffered(IMAGES_AT_ONCE).try_collect().await?;
@@ -144,7 +146,7 @@ impl Build {
         }
         one.done.store(one.plan.missing_bytes, Ordering::Relaxed);
         self.check_unpacked(all).await?;
-        self.event(&one.written, "Pulled", format!("Successfully pulled image \"{}\"", one.written)).await;
+        self.event(&one.written, "Pulled", format!("Successfully pulled image {}", one.written)).await;
         Ok(())
     }
 

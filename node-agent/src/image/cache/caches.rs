@@ -16,7 +16,11 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::Timestamp;
 
-use super::{BuildCache, BuildEvent, CacheList, CachePhase, CachedImage, build::Report, record::Record};
+use super::{
+    BuildCache, BuildEvent, CacheList, CachePhase, CachedImage,
+    build::Report,
+    record::{Record, Request},
+};
 use crate::image::RegistryAccess;
 
 /// All caches, by id.
@@ -68,7 +72,7 @@ impl Caches {
     pub(super) fn wished(&self, wish: &BuildCache, now: Timestamp) -> Option<Record> {
         let cache = self.0.get(&wish.id);
         let mut record = cache.map_or_else(|| Record::new(wish, now), |cache| cache.record.clone());
-        let same = record.request.images == wish.images && record.request.size_limit_bytes == wish.size_limit_bytes;
+        let same = record.request.is_same(&Request::from(wish));
         let is_under_way = cache.is_some_and(|cache| cache.build.is_some());
         if same && (is_under_way || record.phase == CachePhase::Ready) {
             return None;
@@ -186,6 +190,7 @@ fn request_of(record: &Record) -> BuildCache {
         images: request.images,
         access: RegistryAccess { credentials: Vec::new(), plain_http: request.plain_http, insecure: request.insecure },
         size_limit_bytes: request.size_limit_bytes,
+        refresh: request.refresh,
     }
 }
 

@@ -37,6 +37,8 @@ pub(super) struct Request {
     pub(super) insecure: Vec<String>,
     #[serde(default)]
     pub(super) size_limit_bytes: u64,
+    #[serde(default)]
+    pub(super) refresh: String,
     /// Whether there were logins: such a build cannot go on by itself after a restart.
     #[serde(default)]
     pub(super) with_logins: bool,
@@ -59,8 +61,16 @@ impl From<&BuildCache> for Request {
             plain_http: wish.access.plain_http.clone(),
             insecure: wish.access.insecure.clone(),
             size_limit_bytes: wish.size_limit_bytes,
+            refresh: wish.refresh.clone(),
             with_logins: !wish.access.credentials.is_empty(),
         }
+    }
+}
+
+impl Request {
+    /// Whether another build would bring the same. A build that is resumed has no logins, and brings the same all the same.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        Self { with_logins: other.with_logins, ..self.clone() } == *other
     }
 }
 
@@ -185,6 +195,7 @@ impl Record {
             progress_percent: if self.phase == CachePhase::Ready { 100 } else { progress_percent },
             reason: self.reason.clone(),
             ask_again: self.ask_again,
+            refresh: self.request.refresh.clone(),
             images: self.images.iter().filter_map(ImageRecord::read).collect(),
             events: self.events.clone(),
             started: self.started,
@@ -214,6 +225,7 @@ mod tests {
             images: vec!["nginx".into()],
             access: super::super::RegistryAccess::default(),
             size_limit_bytes: 7,
+            refresh: "1".into(),
         }
     }
 

@@ -21,6 +21,7 @@ fn cache(images: &[&str]) -> BuildCache {
         images: images.iter().map(|&image| image.to_owned()).collect(),
         access: RegistryAccess::default(),
         size_limit_bytes: 0,
+        refresh: String::new(),
     }
 }
 
@@ -124,7 +125,10 @@ async fn tells_its_progress_and_its_steps() {
     }
     let state = settled(&bench, CachePhase::Ready).await;
     let steps: Vec<_> = state.events.iter().map(|event| (event.name.as_str(), event.reason.as_str())).collect();
-    assert_eq!(steps[0], ("one", "Started"));
+    assert_eq!(steps[..2], [("one", "Started"), ("one", "Pulling")]);
+    let said = |text: &str| state.events.iter().any(|event| event.message == text);
+    assert!(said("Successfully check image cache resource.") && said("start to pull images"), "{:?}", state.events);
+    assert!(said(&format!("Successfully pulled image {a}")), "{:?}", state.events);
     for step in [(a.as_str(), "Pulling"), (b.as_str(), "Pulling"), (a.as_str(), "Pulled"), (b.as_str(), "Pulled")] {
         assert_eq!(steps.iter().filter(|&&found| found == step).count(), 1, "{steps:?}");
     }
@@ -213,6 +217,28 @@ async fn a_rebuild_serves_the_old_content_until_it_is_done_or_has_failed() {
     assert_eq!(settled(&bench, CachePhase::Ready).await.images[0].manifest, new.manifest);
     assert!(bench.ensure(from_cache(&a, PullPolicy::Never)).await.0.is_err());
     Bench::until(|| !bench.snapshotter.is_mounted(&old.manifest) && bench.pinned() == 1).await;
+}
+
+#[tokio::test]
+async fn a_refresh_fetches_what_a_tag_has_moved_to() {
+    let (registry, bench) = (TestRegistry::start().await, Bench::new().await);
+    push(&registry, "a", "v1");
+    let reference = format!("{}/a:v1", registry.host());
+    bench.service.build_cache(cache(&[&reference])).await.unwrap();
+    let first = settled(&bench, CachePhase::Ready).await;
+    assert_eq!(first.refresh, "");
+    let plain = noise(50, 100_000);
+    let new = push_layers(&registry, "a", "v1", &[(plain.clone(), plain)]);
+    let refreshed = BuildCache { refresh: "1".to_owned(), ..cache(&[&reference]) };
+    for _ in 0..2 {
+        bench.service.build_cache(refreshed.clone()).await.unwrap();
+        let mut list = bench.service.watch_caches();
+        let is_new = list.wait_for(|list| list["imc-1"].refresh == "1" && list["imc-1"].phase == CachePhase::Ready);
+        let state = Arc::clone(&tokio::time::timeout(Duration::from_secs(20), is_new).await.unwrap().unwrap()["imc-1"]);
+        assert_eq!(state.images[0].manifest, new.manifest);
+    }
+    // The second time it was there already.
+    assert_eq!(registry.count("GET", &new.blobs[0].to_string()), 1);
 }
 
 #[tokio::test]
@@ -358,6 +384,7 @@ fn tells_what_changed_between_two_lists() {
             progress_percent: 100,
             reason: String::new(),
             ask_again: false,
+            refresh: String::new(),
             images: Vec::new(),
             events: Vec::new(),
             started: Timestamp::UNIX_EPOCH,

@@ -48,6 +48,7 @@ async fn a_full_disk_says_what_could_go_and_who_keeps_the_rest() {
         images: vec![image.to_owned()],
         access: RegistryAccess::default(),
         size_limit_bytes: 0,
+        refresh: String::new(),
     };
     bench.service.build_cache(wish(&cached)).await.unwrap();
     let mut caches = bench.service.watch_caches();

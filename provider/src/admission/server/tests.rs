@@ -76,7 +76,7 @@ async fn send(address: SocketAddr, bundle: &str, path: &str, body: String) -> Op
 async fn bound(cluster: &Arc<FakeCluster>) -> Webhook {
     let target = "https://127.0.0.1:9443".parse().unwrap();
     let config = WebhookConfig { listen: ([127, 0, 0, 1], 0).into(), target, placement: placement() };
-    Webhook::bind(cluster.clone(), config).await.unwrap()
+    Webhook::bind(cluster.clone(), cluster.clone(), config).await.unwrap()
 }
 
 fn registered_bundle(cluster: &FakeCluster) -> String {
@@ -154,6 +154,51 @@ async fn a_caller_that_keeps_silent_is_let_go() {
 }
 
 #[tokio::test]
+async fn an_image_cache_is_taken_from_those_who_may_read_its_secrets() {
+    let cluster = Arc::new(FakeCluster::default());
+    let webhook = bound(&cluster).await;
+    let (address, mut registered, stop) = (webhook.address(), webhook.registered(), CancellationToken::new());
+    let mut tasks = JoinSet::new();
+    tasks.spawn(webhook.run(stop.clone()));
+    registered.wait_for(|registered| *registered).await.unwrap();
+    assert!(cluster.see(|record| record.validating_webhook.is_some()));
+    let bundle = registered_bundle(&cluster);
+    let cache = |secrets: Value| {
+        json!({"apiVersion": "eci.alibabacloud.com/v1", "kind": "ImageCache", "metadata": {"name": "c"},
+            "spec": {"images": ["nginx"], "imagePullSecrets": secrets}})
+    };
+    let review = async |secrets: Value, before: Option<Value>| {
+        let request = json!({
+            "uid": "the-uid", "operation": if before.is_some() { "UPDATE" } else { "CREATE" },
+            "userInfo": {"username": "jane"},
+            "kind": {"group": "eci.alibabacloud.com", "version": "v1", "kind": "ImageCache"},
+            "resource": {"group": "eci.alibabacloud.com", "version": "v1", "resource": "imagecaches"},
+            "object": cache(secrets), "oldObject": before.map(cache),
+        });
+        let body = json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": request});
+        let (status, answer) = send(address, &bundle, IMAGE_CACHE_PATH, body.to_string()).await.unwrap();
+        assert_eq!(status, 200, "{answer:?}");
+        let answer: AdmissionReview<ImageCache> = serde_json::from_slice(&answer).unwrap();
+        let response = answer.response.unwrap();
+        assert_eq!(response.uid, "the-uid");
+        (response.allowed, response.result.message)
+    };
+    assert!(review(json!([]), None).await.0);
+    let (allowed, message) = review(json!(["ns:s"]), None).await;
+    assert!(!allowed && message.contains("\"jane\"") && message.contains("ns:s"), "{message}");
+    assert!(review(json!(["ns:s"]), Some(json!(["ns:s"]))).await.0);
+    cluster.set(|record| record.rights.push("jane get  s".to_owned()));
+    assert!(review(json!(["ns:s"]), None).await.0);
+    assert!(!review(json!(["ns:s", "ns:t"]), Some(json!(["ns:s"]))).await.0);
+    // What cannot be checked is not taken.
+    cluster.go_offline();
+    let (allowed, message) = review(json!(["ns:s"]), None).await;
+    assert!(!allowed && message.contains("try again"), "{message}");
+    stop.cancel();
+    tasks.join_all().await;
+}
+
+#[tokio::test]
 async fn an_entry_that_somebody_changes_is_made_right_again() {
     let cluster = Arc::new(FakeCluster::default());
     let webhook = bound(&cluster).await;
@@ -180,6 +225,6 @@ async fn an_address_that_is_taken_is_an_error_that_names_it() {
     let first = bound(&cluster).await;
     let config =
         WebhookConfig { listen: first.address(), target: "https://127.0.0.1".parse().unwrap(), placement: placement() };
-    let error = Webhook::bind(cluster, config).await.unwrap_err().to_string();
+    let error = Webhook::bind(cluster.clone(), cluster, config).await.unwrap_err().to_string();
     assert_eq!(error, format!("listen for the webhook at {}", first.address()));
 }

@@ -65,6 +65,7 @@ pub(super) fn build(build: &ImageCacheBuild) -> v1::BuildImageCacheRequest {
         plain_http_registries: build.plain_http_registries.clone(),
         insecure_registries: build.insecure_registries.clone(),
         size_limit_bytes: build.size_limit_bytes,
+        refresh: build.refresh.clone(),
     }
 }
 
@@ -227,6 +228,7 @@ fn cache_state(wire: v1::ImageCacheState) -> CacheState {
         generation: wire.generation,
         progress_percent: wire.progress_percent.min(100),
         reason: wire.reason,
+        refresh: wire.refresh,
         images: wire.images.into_iter().map(image).collect(),
         events: wire.events.into_iter().map(event).collect(),
         started: time(wire.started),

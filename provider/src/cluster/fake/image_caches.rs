@@ -28,7 +28,18 @@ impl FakeCluster {
         cache
     }
 
-    /// Takes an ImageCache away as somebody else would.
+    /// Deletes an ImageCache as somebody else would: one with finalizers stays until they are gone.
+    pub fn delete_image_cache(&self, name: &str) {
+        let Some(mut cache) = self.lock().image_caches.get(name).cloned() else { return };
+        if cache.metadata.finalizers.as_ref().is_none_or(Vec::is_empty) {
+            self.drop_image_cache(name);
+        } else {
+            cache.metadata.deletion_timestamp.get_or_insert_with(|| Time(Timestamp::now()));
+            self.put_image_cache(cache);
+        }
+    }
+
+    /// Takes an ImageCache away, finalizers or not.
     pub fn drop_image_cache(&self, name: &str) {
         let removed = self.lock().image_caches.remove(name);
         if let Some(cache) = removed {
@@ -69,9 +80,23 @@ impl ImageCacheApi for FakeCluster {
     async fn remove_image_cache(&self, name: &str, uid: &str) -> Result<(), ClusterError> {
         let is_meant = self.online()?.image_caches.get(name).is_some_and(|it| it.metadata.uid.as_deref() == Some(uid));
         if is_meant {
-            self.drop_image_cache(name);
+            self.delete_image_cache(name);
         }
         Ok(())
+    }
+
+    async fn set_finalizers(&self, cache: &ImageCache, finalizers: &[String]) -> Result<ImageCache, ClusterError> {
+        let name = cache.metadata.name.clone().unwrap_or_default();
+        let mut there = self.online()?.image_caches.get(&name).cloned().ok_or_else(|| not_found(&name))?;
+        if there.metadata.resource_version != cache.metadata.resource_version {
+            return Err(conflict(&name, "has changed"));
+        }
+        there.metadata.finalizers = Some(finalizers.to_vec()).filter(|finalizers| !finalizers.is_empty());
+        if there.metadata.finalizers.is_none() && there.metadata.deletion_timestamp.is_some() {
+            self.drop_image_cache(&name);
+            return Ok(there);
+        }
+        Ok(self.put_image_cache(there))
     }
 
     async fn read_secret(&self, namespace: &str, name: &str) -> Result<Option<ObjectContent>, ClusterError> {

@@ -1,7 +1,7 @@
 //! The entry of the webhook in memory.
 
 use async_trait::async_trait;
-use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
+use k8s_openapi::api::admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration};
 
 use super::{FakeCluster, list_then, stamp};
 use crate::cluster::webhooks::WebhookApi;
@@ -37,6 +37,23 @@ impl WebhookApi for FakeCluster {
     async fn apply_webhook(&self, wanted: &MutatingWebhookConfiguration) -> Result<(), ClusterError> {
         self.online()?.webhook_applies += 1;
         self.put_webhook(Some(wanted.clone()));
+        Ok(())
+    }
+
+    fn watch_validating_webhook(&self, _name: &str) -> WatchStream<ValidatingWebhookConfiguration> {
+        let record = self.lock();
+        list_then(record.validating_webhook.clone().into_iter().collect(), self.validating_webhooks.subscribe())
+    }
+
+    async fn apply_validating_webhook(&self, wanted: &ValidatingWebhookConfiguration) -> Result<(), ClusterError> {
+        drop(self.online()?);
+        let mut wanted = wanted.clone();
+        let mut record = self.lock();
+        stamp(&mut record, &mut wanted);
+        record.validating_webhook = Some(wanted.clone());
+        let _ = self.validating_webhooks.send(Watched::Applied(wanted));
+        drop(record);
+        self.touch();
         Ok(())
     }
 }

@@ -11,7 +11,9 @@ use crate::custom_resource::{ImageCache, Phase};
 use crate::image_cache::automatic::{self, Answer, Ask};
 use crate::image_cache::handle::{Note, auto_create_failed, note};
 use crate::image_cache::jobs::{self, Subject};
-use crate::image_cache::plan::id_of;
+use crate::image_cache::plan::{id_of, is_leaving};
+use crate::image_cache::quota;
+use crate::image_cache::status::has_failed;
 
 /// The most pods that are remembered for one cache.
 const MOST: usize = 1_000;
@@ -19,17 +21,27 @@ const MOST: usize = 1_000;
 /// Pods that wait for nothing, but want to know.
 #[derive(Debug, Default)]
 pub(super) struct Askers {
-    /// While the object is being created: by the key of the image set, the first to ask first.
-    creating: BTreeMap<String, Vec<ObjectReference>>,
+    /// While the object is being created: by the key of the image set.
+    creating: BTreeMap<String, Creating>,
+    /// While an earlier object of the same name is on its way out: by that name.
+    waiting: BTreeMap<String, Creating>,
     /// While the cache is being built: by the object's name.
     building: BTreeMap<String, Vec<ObjectReference>>,
+}
+
+/// An object that is to be made.
+#[derive(Debug)]
+struct Creating {
+    ask: Ask,
+    /// The first to ask first.
+    pods: Vec<ObjectReference>,
 }
 
 impl ImageCacheController {
     /// Has a cache made for a pod, unless one is there or on its way.
     pub(super) fn ask(&mut self, ask: Ask, now: Timestamp) {
-        if let Some(pods) = self.askers.creating.get_mut(&ask.image_set) {
-            remember(pods, ask.pod);
+        if let Some(creating) = self.askers.creating.get_mut(&ask.image_set) {
+            remember(&mut creating.pods, ask.pod);
             return;
         }
         let Some(caches) = &self.caches else { return };
@@ -42,14 +54,40 @@ impl ImageCacheController {
             Answer::Create => None,
             Answer::Replace { name, uid } => Some((name, uid)),
         };
-        self.askers.creating.insert(ask.image_set.clone(), vec![ask.pod]);
-        let job = jobs::create(self.around.api.clone(), ask.cache, replaced);
-        self.start(Subject::Create { image_set: ask.image_set }, job);
+        let given_up = replaced.as_ref().map(|(name, _)| name.as_str());
+        let Some(room) = self.make_room(given_up, now) else {
+            record(&self.around.events, &ask.pod, auto_create_failed(&quota::refusal(self.around.most)));
+            return;
+        };
+        self.evicted.extend(room);
+        let job = jobs::create(self.around.api.clone(), ask.cache.clone(), replaced);
+        let subject = Subject::Create { image_set: ask.image_set.clone() };
+        let pods = vec![ask.pod.clone()];
+        self.askers.creating.insert(ask.image_set.clone(), Creating { ask, pods });
+        self.start(subject, job);
+    }
+
+    /// Asks anew for what had to wait for an object of its name to go.
+    pub(super) fn ask_again(&mut self, now: Timestamp) {
+        let Some(caches) = &self.caches else { return };
+        let is_free = |name: &String, _: &mut Creating| !caches.contains_key(name);
+        let free: Vec<Creating> = self.askers.waiting.extract_if(.., is_free).map(|(_, creating)| creating).collect();
+        for Creating { ask, pods } in free {
+            for pod in pods {
+                self.ask(Ask { pod, ..ask.clone() }, now);
+            }
+        }
+    }
+
+    /// The objects that are being made, by the names that they will have.
+    pub(super) fn in_the_making(&self) -> impl Iterator<Item = &str> {
+        let names = self.askers.creating.values().filter_map(|creating| creating.ask.cache.metadata.name.as_deref());
+        names.filter(|name| self.caches.as_ref().is_none_or(|caches| !caches.contains_key(*name)))
     }
 
     /// The object of an automatic cache is there, or could not be made.
     pub(super) fn created(&mut self, image_set: &str, result: Result<Box<ImageCache>, ClusterError>) {
-        let pods = self.askers.creating.remove(image_set).unwrap_or_default();
+        let Some(Creating { ask, pods }) = self.askers.creating.remove(image_set) else { return };
         match result {
             Ok(cache) => {
                 if let Some(first) = pods.first() {
@@ -62,8 +100,14 @@ impl ImageCacheController {
                     caches.entry(name).or_insert(*cache);
                 }
             }
-            // The pod has asked before, in an earlier life of this process.
-            Err(ClusterError::Conflict { .. }) => {}
+            Err(ClusterError::Conflict { .. }) => {
+                // The pod has asked before, in an earlier life of this process, or what came of that is on its way out.
+                let name = ask.cache.metadata.name.clone().unwrap_or_default();
+                let there = self.caches.as_ref().and_then(|caches| caches.get(&name));
+                if there.is_some_and(|there| is_leaving(there) || has_failed(there)) {
+                    self.askers.waiting.insert(name, Creating { ask, pods });
+                }
+            }
             Err(error) => {
                 tracing::warn!(%error, "automatic image cache cannot be made");
                 self.tell_not_created(&pods, &error.to_string());
@@ -73,7 +117,7 @@ impl ImageCacheController {
 
     /// The job that was to make the object broke: whoever asks next has it tried again.
     pub(super) fn not_created(&mut self, image_set: &str, why: &str) {
-        let pods = self.askers.creating.remove(image_set).unwrap_or_default();
+        let pods = self.askers.creating.remove(image_set).map(|creating| creating.pods).unwrap_or_default();
         self.tell_not_created(&pods, why);
     }
 
@@ -88,7 +132,7 @@ impl ImageCacheController {
         let Some(caches) = &self.caches else { return };
         let events = &self.around.events;
         self.askers.building.retain(|name, pods| {
-            let status = match caches.get(name) {
+            let status = match caches.get(name).filter(|cache| !is_leaving(cache)) {
                 Some(cache) => cache.status.clone().unwrap_or_default(),
                 None => return false,
             };
@@ -112,7 +156,7 @@ fn remember(pods: &mut Vec<ObjectReference>, pod: ObjectReference) {
     }
 }
 
-fn record(events: &EventRecorder, pod: &ObjectReference, note: Note) {
+pub(super) fn record(events: &EventRecorder, pod: &ObjectReference, note: Note) {
     events.record(EventNote {
         regarding: pod.clone(),
         source: Source::EciService,

@@ -15,6 +15,7 @@ fn wish(images: &[&str]) -> BuildCache {
         images: images.iter().map(|&image| image.to_owned()).collect(),
         access: RegistryAccess { plain_http: vec!["r:5000".into()], ..RegistryAccess::default() },
         size_limit_bytes: 7,
+        refresh: String::new(),
     }
 }
 
@@ -56,6 +57,13 @@ fn what_is_as_wished_or_on_its_way_is_left_alone() {
     assert_eq!(caches.wished(&wish(&["b"]), at(3)).unwrap().phase, CachePhase::Updating);
     let larger = BuildCache { size_limit_bytes: 8, ..wish(&["a"]) };
     assert!(caches.wished(&larger, at(3)).is_some());
+    let refreshed = BuildCache { refresh: "2".into(), ..wish(&["a"]) };
+    assert_eq!(caches.wished(&refreshed, at(3)).unwrap().phase, CachePhase::Updating);
+    // Logins are not kept, so whether there were any tells nothing of what a build brings.
+    let mut with_logins = wish(&["a"]);
+    let login = Login::RegistryToken("hush".into());
+    with_logins.access.credentials = vec![Credential { registry: "r".into(), login }];
+    assert_eq!(caches.wished(&with_logins, at(3)), None);
     // What has failed is tried again.
     let mut failed = building();
     let record = failed.ended("imc-1", 1, Err("no".into()), at(2)).unwrap();

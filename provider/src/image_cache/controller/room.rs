@@ -1,0 +1,72 @@
+//! How many image caches there are, and for how many there is room.
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+
+use super::ImageCacheController;
+use crate::custom_resource::{ImageCache, Phase};
+use crate::image_cache::plan::{id_of, is_leaving};
+use crate::image_cache::quota::{self, Counted, Plan};
+use crate::image_cache::retention::is_automatic;
+use crate::image_cache::status::has_failed;
+
+impl ImageCacheController {
+    /// Which caches are refused, and which go.
+    pub(super) fn room(&self) -> Plan {
+        if self.around.most == 0 {
+            return Plan::default();
+        }
+        quota::plan(&self.counted(), self.around.most)
+    }
+
+    /// The automatic caches that make room for one more, `given_up` being about to go anyway; nothing when there are none.
+    pub(super) fn make_room(&self, given_up: Option<&str>, now: Timestamp) -> Option<Vec<String>> {
+        if self.around.most == 0 {
+            return Some(Vec::new());
+        }
+        let mut counted = self.counted();
+        counted.retain(|cache| Some(cache.name.as_str()) != given_up);
+        let coming = |name: &str| Counted {
+            name: name.to_owned(),
+            is_automatic: true,
+            is_in: true,
+            created: now,
+            last_used: None,
+        };
+        counted.extend(self.in_the_making().map(coming));
+        quota::make_room(&counted, self.around.most)
+    }
+
+    /// All caches that take up room.
+    fn counted(&self) -> Vec<Counted> {
+        let told: BTreeSet<&str> = self.told.keys().map(|(_, id)| id.as_str()).collect();
+        let caches = self.caches.iter().flat_map(|caches| caches.values());
+        let stays = |cache: &&ImageCache| {
+            !is_leaving(cache) && cache.metadata.name.as_ref().is_none_or(|name| !self.evicted.contains(name))
+        };
+        let counted = |cache: &ImageCache| {
+            let id = id_of(cache);
+            let written = cache.status.as_ref().and_then(|status| status.last_matched_time.as_ref()).map(|time| time.0);
+            Counted {
+                name: cache.metadata.name.clone().unwrap_or_default(),
+                is_automatic: is_automatic(cache),
+                is_in: was_begun(cache)
+                    || told.contains(id.as_str())
+                    || self.hosts.values().any(|host| host.caches.contains_key(&id)),
+                created: cache.metadata.creation_timestamp.as_ref().map(|time| time.0).unwrap_or_default(),
+                last_used: written.max(self.used.get(&id).copied()),
+            }
+        };
+        caches.filter(stays).map(counted).collect()
+    }
+}
+
+/// Whether a build of it was begun, by what is on record.
+fn was_begun(cache: &ImageCache) -> bool {
+    match cache.status.as_ref().map(|status| status.phase).unwrap_or_default() {
+        Phase::Creating | Phase::Ready | Phase::Updating | Phase::UpdateFailed => true,
+        Phase::Failed => has_failed(cache),
+        Phase::Pending => false,
+    }
+}
