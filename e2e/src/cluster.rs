@@ -160,6 +160,15 @@ impl Cluster {
         Ok(self.provider.start()?)
     }
 
+    /// Gives the provider these flags beside its usual ones, and starts it anew with them.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn set_provider_flags(&mut self, flags: &[&str]) -> Result<Process> {
+        self.provider.extra = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        self.start_provider()
+    }
+
     /// The process of the provider.
     ///
     /// # Errors

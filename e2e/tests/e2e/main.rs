@@ -23,7 +23,7 @@ use futures::future::BoxFuture;
 use larder_e2e::cluster::{Cluster, Options};
 use libtest_mimic::{Arguments, Failed, Trial};
 use tokio::runtime::Runtime;
-use tokio::sync::{Mutex, OnceCell};
+use tokio::sync::{Mutex, OnceCell, RwLock};
 
 /// No test takes longer; one that does hangs.
 const TEST_LIMIT: Duration = Duration::from_secs(300);
@@ -37,7 +37,8 @@ type Alone = for<'c> fn(&'c mut Cluster) -> BoxFuture<'c, Result<()>>;
 struct Clusters {
     runtime: Runtime,
     shared: OnceCell<Cluster>,
-    pair: OnceCell<Cluster>,
+    /// Read by tests that leave both nodes alone, written by those that stop one.
+    pair: OnceCell<RwLock<Cluster>>,
     alone: OnceCell<Mutex<Cluster>>,
 }
 
@@ -80,6 +81,10 @@ fn run() -> ExitCode {
         let clusters = clusters.clone();
         trials.push(Trial::test(name, move || clusters.run_pair(test)));
     }
+    for (name, test) in pair_alone() {
+        let clusters = clusters.clone();
+        trials.push(Trial::test(name, move || clusters.run_pair_alone(test)));
+    }
     for (name, test) in alone() {
         let clusters = clusters.clone();
         trials.push(Trial::test(name, move || clusters.run_alone(test)));
@@ -97,19 +102,34 @@ fn shared() -> Vec<(&'static str, Shared)> {
     all.extend::<Vec<(&'static str, Shared)>>(
         tests!(registry: wrong_digest, wrong_length, truncated, reset, silent, server_errors, endless, unauthorized, token_loop, not_found, huge_manifest, manifest_of_itself, redirected, too_many_requests, slow, pull_secret),
     );
-    all.extend::<Vec<(&'static str, Shared)>>(tests!(image_cache: made_by_hand, pinned_without_the_registry, matched_without_the_registry, made_when_missing, pinned_to_one_that_is_missing, pinned_to_one_in_the_making, one_for_many_pods, gone_from_the_host_when_deleted, invalid_annotations, as_kubectl_shows_it));
+    all.extend::<Vec<(&'static str, Shared)>>(tests!(image_cache: made_by_hand, pinned_without_the_registry, matched_without_the_registry, made_when_missing, pinned_to_one_that_is_missing, pinned_to_one_in_the_making, one_for_many_pods, gone_from_the_host_when_deleted, invalid_annotations, as_kubectl_shows_it, explained, refused_and_taken, updated, annotations_are_told_of_once, of_another_namespace, only_for_who_may_read_them));
     all.extend::<Vec<(&'static str, Shared)>>(tests!(node: shape, deleted_and_recreated));
     all
 }
 
 /// Tests of two virtual nodes whose agents are reached over TCP, as if each were a host of its own.
 fn pair() -> Vec<(&'static str, Shared)> {
-    tests!(two_nodes: pods_keep_their_addresses, agents_ask_for_a_certificate)
+    let mut all: Vec<(&'static str, Shared)> = Vec::new();
+    all.extend::<Vec<(&'static str, Shared)>>(
+        tests!(two_nodes: pods_keep_their_addresses, agents_ask_for_a_certificate),
+    );
+    all.extend::<Vec<(&'static str, Shared)>>(tests!(image_cache: each_host_is_shown, only_where_it_is_wanted));
+    all
+}
+
+/// Tests that stop one of the two.
+fn pair_alone() -> Vec<(&'static str, Alone)> {
+    tests!(image_cache: a_host_lost_in_mid_build, a_host_that_joins_later, deleted_while_a_host_is_away)
 }
 
 /// Tests that stop or break parts of the cluster.
 fn alone() -> Vec<(&'static str, Alone)> {
-    tests!(disruption: agent_killed, provider_killed, agent_away_shows_on_the_node, api_server_away, disk_full)
+    let mut all: Vec<(&'static str, Alone)> = Vec::new();
+    all.extend::<Vec<(&'static str, Alone)>>(
+        tests!(disruption: agent_killed, provider_killed, agent_away_shows_on_the_node, api_server_away, disk_full),
+    );
+    all.extend::<Vec<(&'static str, Alone)>>(tests!(image_cache: room_for_two, definition_by_flag));
+    all
 }
 
 impl Clusters {
@@ -122,11 +142,22 @@ impl Clusters {
         })
     }
 
+    async fn pair(&self) -> Result<&RwLock<Cluster>> {
+        let options = Options { nodes: 2, mutual_tls: true, ..Options::new('p', 203) };
+        self.pair.get_or_try_init(|| async { Cluster::start(options).await.map(RwLock::new) }).await
+    }
+
     fn run_pair(&self, test: Shared) -> Result<(), Failed> {
         self.runtime.block_on(async {
-            let options = Options { nodes: 2, mutual_tls: true, ..Options::new('p', 203) };
-            let cluster = self.pair.get_or_try_init(|| Cluster::start(options)).await.map_err(failed)?;
-            limited(test(cluster)).await.map_err(failed)
+            let cluster = self.pair().await.map_err(failed)?.read().await;
+            limited(test(&cluster)).await.map_err(failed)
+        })
+    }
+
+    fn run_pair_alone(&self, test: Alone) -> Result<(), Failed> {
+        self.runtime.block_on(async {
+            let mut cluster = self.pair().await.map_err(failed)?.write().await;
+            limited(test(&mut cluster)).await.map_err(failed)
         })
     }
 

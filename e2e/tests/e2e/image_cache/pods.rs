@@ -8,11 +8,7 @@ use larder_e2e::registry_proxy::Kind;
 use larder_e2e::scene::{Scene, at, image_caches, phase, ready_cache, wait_cache};
 use serde_json::{Value, json};
 
-use super::merge_kind;
-
-fn sleeper(image: &str) -> Value {
-    json!({"containers": [{"name": "main", "image": image, "imagePullPolicy": "IfNotPresent", "command": ["sleep", "1000"]}]})
-}
+use super::{merge_kind, sleeper};
 
 /// `eci-imc-id`: the pod starts from that cache, and the registry is not asked for anything.
 pub(crate) async fn pinned_without_the_registry(cluster: &Cluster) -> Result<()> {
