@@ -11,10 +11,13 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use k8s_openapi::api::core::v1::Namespace;
-use kube::Client;
-use kube::api::Api;
+use kube::api::{Api, DynamicObject, ListParams, Patch, PatchParams};
+use kube::core::GroupVersionKind;
+use kube::discovery::pinned_kind;
 use kube::runtime::wait::await_condition;
+use kube::{Client, ResourceExt as _};
 use rustix::process::geteuid;
+use serde_json::json;
 
 use crate::console::{blocking_step, note, say, step};
 use crate::control_plane::{self, kube_proxy};
@@ -44,9 +47,14 @@ const STATE: [&str; 9] = [
 /// What outlives the cluster, unless it is to go too.
 const STORES: [&str; 3] = ["agents", "registry", "images"];
 
-/// The provider's entry at the API server, which it sets the fields of in its own name.
-const WEBHOOK: &str = "apiVersion: admissionregistration.k8s.io/v1\nkind: MutatingWebhookConfiguration\n\
-                       metadata:\n  name: vk-webhook\n";
+/// The provider's entries at the API server, which it sets the fields of in its own name.
+const WEBHOOKS: &str = "apiVersion: admissionregistration.k8s.io/v1\nkind: MutatingWebhookConfiguration\n\
+                        metadata:\n  name: vk-webhook\n---\n\
+                        apiVersion: admissionregistration.k8s.io/v1\nkind: ValidatingWebhookConfiguration\n\
+                        metadata:\n  name: vk-webhook-imagecaches\n";
+
+/// What the provider keeps a deleted image cache by, until the hosts have forgotten it. No provider, nobody to take it away.
+const FINALIZER: &str = "eci.alibabacloud.com/imagecache";
 
 /// What is to go.
 #[derive(Debug, clap::Args)]
@@ -114,7 +122,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
             && let Err(err) = step("remove our objects from the cluster", leave(&layout, settings)).await
         {
             note(&format!(
-                "!! {}\n!! so the cluster of {} may still have our nodes, the namespace larder-system, the webhook vk-webhook and \
+                "!! {}\n!! so the cluster of {} may still have our nodes, the namespace larder-system, the webhooks vk-webhook and vk-webhook-imagecaches and \
                  the ClusterRole larder-provider; where it is still there, remove them with kubectl",
                 manifests::cause(&err),
                 file.display()
@@ -175,8 +183,9 @@ async fn leave(layout: &Layout, settings: &Settings) -> anyhow::Result<()> {
     if let Some(process) = process::find(&layout.run(), Provider::NAME) {
         process.stop(GRACE)?;
     }
-    // Only now: while the provider runs, it puts its webhook back. Nothing answers it any more.
-    manifests::delete_own(&client, WEBHOOK, "default", Provider::NAME).await?;
+    // Only now: while the provider runs, it puts its webhooks back. Nothing answers them any more.
+    manifests::delete_own(&client, WEBHOOKS, "default", Provider::NAME).await?;
+    release_image_caches(&client).await?;
     for node in nodes {
         let node = format!("apiVersion: v1\nkind: Node\nmetadata:\n  name: {node}\n");
         manifests::delete(&client, &node, "default").await?;
@@ -186,6 +195,26 @@ async fn leave(layout: &Layout, settings: &Settings) -> anyhow::Result<()> {
     }
     // What comes back at once must not find it on its way out.
     namespaces_are_gone(&client, &["larder-system"]).await;
+    Ok(())
+}
+
+/// Takes the provider's finalizer off every image cache, so that whoever deletes one later is not left waiting.
+async fn release_image_caches(client: &Client) -> anyhow::Result<()> {
+    let kind = GroupVersionKind::gvk("eci.alibabacloud.com", "v1", "ImageCache");
+    let Ok((resource, _)) = pinned_kind(client, &kind).await else { return Ok(()) };
+    let caches: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
+    for cache in caches.list(&ListParams::default()).await.context("list the image caches")? {
+        let all = cache.metadata.finalizers.clone().unwrap_or_default();
+        let others: Vec<&String> = all.iter().filter(|finalizer| *finalizer != FINALIZER).collect();
+        if others.len() < all.len() {
+            let patch = Patch::Merge(json!({"metadata": {"finalizers": others}}));
+            let name = cache.name_any();
+            match caches.patch(&name, &PatchParams::default(), &patch).await {
+                Err(kube::Error::Api(status)) if status.code == 404 => {}
+                answer => drop(answer.with_context(|| format!("release image cache {name}"))?),
+            }
+        }
+    }
     Ok(())
 }
 

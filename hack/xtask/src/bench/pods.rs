@@ -166,7 +166,8 @@ pub(super) async fn first(ground: &Ground) -> Result<()> {
     starter.remove(&name).await
 }
 
-/// Deletes whatever pods and caches of the bench are left, and waits until the pods are gone.
+/// Deletes whatever pods and caches of the bench are left, and waits until they are gone: caches stay until the node's agent
+/// has forgotten them.
 pub(super) async fn remove_all(client: &Client) -> Result<()> {
     let pods: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
     let left = ListParams::default().labels(LABEL);
@@ -181,7 +182,10 @@ pub(super) async fn remove_all(client: &Client) -> Result<()> {
     }
     let caches = image_caches(client).await?;
     for cache in caches.list(&left).await? {
-        drop(caches.delete(&cache.name_any(), &DeleteParams::default()).await);
+        let name = cache.name_any();
+        drop(caches.delete(&name, &DeleteParams::default()).await);
+        let gone = await_condition(caches.clone(), &name, |cache: Option<&DynamicObject>| cache.is_none());
+        tokio::time::timeout(DEADLINE, gone).await.with_context(|| format!("image cache {name} is not gone"))??;
     }
     Ok(())
 }
