@@ -17,6 +17,7 @@ mod layer_tree;
 mod limits;
 mod merge;
 mod probe;
+mod publication;
 mod room;
 mod route;
 mod tar;

@@ -21,6 +21,11 @@ use crate::store::Store;
 use crate::store::index::ImageRecord;
 use crate::store::pins::Holder;
 
+/// How often two writers meet, and how often each looks for what it has finished: where they are in each other's way, one
+/// of the first few rounds shows it.
+const ROUNDS: usize = 30;
+const LOOKS: usize = 50;
+
 /// Both drivers take the same layers and show the same files as both references.
 fn agree(layers: &Layers) {
     let bench = Bench::new();
@@ -263,6 +268,35 @@ fn a_wrong_diff_id_leaves_nothing() {
         let error =
             bench.ingest_as(driver, &layers.tars()[0], &crate::digest::Digest::of(b"other")).expect_err("refused");
         assert!(matches!(error, SnapshotError::DiffIdMismatch { .. }), "{error}");
+        bench.assert_nothing_left(driver);
+    }
+}
+
+/// Two registries have it, or a repair meets a pull.
+#[test]
+fn a_layer_that_is_finished_twice_at_once_is_there_from_the_first_on() {
+    let layers = Layers::new([vec![Item::file("a", b"1")]]);
+    let diff_id = layers.image().diff_ids[0];
+    let bench = Bench::new();
+    for driver in [Driver::Erofs, Driver::Directory] {
+        let snapshotter = bench.driver(driver);
+        for round in 0..ROUNDS {
+            let together = std::sync::Barrier::new(2);
+            let finish = || {
+                let mut writer = snapshotter.begin_layer(None).expect("begun");
+                writer.write(&layers.tars()[0]).expect("written");
+                together.wait();
+                writer.finish(&diff_id).expect("finished");
+                // The other one is at work still, or has just ended.
+                (0..LOOKS).all(|_| snapshotter.layer(&diff_id).is_some())
+            };
+            let stayed = std::thread::scope(|scope| {
+                let other = scope.spawn(finish);
+                [finish(), other.join().expect("both finish")]
+            });
+            assert_eq!(stayed, [true; 2], "{driver:?}, round {round}");
+            snapshotter.remove_layer(&diff_id).expect("removed");
+        }
         bench.assert_nothing_left(driver);
     }
 }

@@ -4,6 +4,7 @@
 //! would then show wrong (the owner of a directory that a layer only passes through, a path through a symbolic link of a
 //! lower layer, a hard link to a file of a lower layer) is put right by one more small directory on top, made for the image.
 //!
+//! Locks: one a layer while it is put in its place (see `publication.rs`).
 //! Recovery: nothing is kept in memory, and nothing is mounted.
 
 mod patch;
@@ -16,6 +17,7 @@ use std::path::PathBuf;
 use self::unpack::Unpacker;
 use super::erofs_driver::{Unfinished, layer_of};
 use super::layer_stream::LayerStream;
+use super::publication::Publication;
 use super::{
     Condition, Driver, ImageLayers, Layer, LayerWriter, Limits, Mend, MountedImage, SnapshotError, Snapshotter, check,
     layer_index, merge,
@@ -36,12 +38,14 @@ const PATCH: &str = "fs";
 pub struct DirectorySnapshotter {
     layout: Layout,
     limits: Limits,
+    publication: Publication,
 }
 
 impl DirectorySnapshotter {
     /// A driver over this store.
     pub fn new(layout: Layout, limits: Limits) -> Self {
-        Self { layout, limits }
+        let publication = Publication::new(layout.clone());
+        Self { layout, limits, publication }
     }
 
     fn make_patch(&self, image: &ImageLayers, directory: &std::path::Path) -> Result<(), SnapshotError> {
@@ -76,7 +80,7 @@ impl Snapshotter for DirectorySnapshotter {
         let unfinished = Unfinished(paths.directory().to_owned());
         let unpack = Unpacker::create(&paths.files())?;
         let stream = LayerStream::new(self.limits, unpack);
-        Ok(Box::new(Writer { layout: self.layout.clone(), paths, stream, unfinished }))
+        Ok(Box::new(Writer { publication: self.publication.clone(), paths, stream, unfinished }))
     }
 
     fn layer(&self, diff_id: &Digest) -> Option<Layer> {
@@ -168,7 +172,7 @@ impl Snapshotter for DirectorySnapshotter {
 /// A layer on its way to disk.
 #[derive(Debug)]
 struct Writer {
-    layout: Layout,
+    publication: Publication,
     paths: LayerPaths,
     stream: LayerStream<Unpacker>,
     unfinished: Unfinished,
@@ -190,7 +194,7 @@ impl LayerWriter for Writer {
         let meta =
             LayerMeta { diff_id: expected.to_string(), size_bytes: read.bytes, disk_bytes, driver: NAME.to_owned() };
         layer_index::write_meta(&self.paths, &meta)?;
-        layer_index::publish(&self.layout, &self.paths, expected)?;
+        self.publication.publish(&self.paths, expected)?;
         drop(self.unfinished);
         Ok(Layer { diff_id: *expected, size_bytes: read.bytes, disk_bytes })
     }

@@ -1,6 +1,7 @@
 //! The driver `erofs`: a layer stays the tar that it came as, an image is one metadata-only EROFS over the tars of its layers.
 //!
-//! Locks: one mutex, held for the moment of mounting or unmounting, so that the same image is not mounted twice over.
+//! Locks: one mutex, held for the moment of mounting or unmounting, so that the same image is not mounted twice over; one a
+//! layer while it is put in its place (see `publication.rs`).
 //! Composing needs none: it ends with a rename, and doing it twice gives the same file.
 //! Recovery: nothing is kept in memory; mounts are found by asking the kernel.
 
@@ -9,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use super::layer_stream::{KeepTar, LayerStream, ReadLayer};
+use super::publication::Publication;
 use super::tar_file::TarFile;
 use super::{
     Condition, Driver, ImageLayers, Layer, LayerWriter, Limits, Mend, MountedImage, SnapshotError, Snapshotter, check,
@@ -30,13 +32,15 @@ pub struct ErofsSnapshotter {
     layout: Layout,
     mounts: PathBuf,
     limits: Limits,
+    publication: Publication,
     mounting: Mutex<()>,
 }
 
 impl ErofsSnapshotter {
     /// A driver over this store, which mounts images below `mounts` (on tmpfs).
     pub fn new(layout: Layout, mounts: PathBuf, limits: Limits) -> Self {
-        Self { layout, mounts, limits, mounting: Mutex::new(()) }
+        let publication = Publication::new(layout.clone());
+        Self { layout, mounts, limits, publication, mounting: Mutex::new(()) }
     }
 
     fn mount_point(&self, manifest: &Digest) -> PathBuf {
@@ -116,7 +120,7 @@ impl Snapshotter for ErofsSnapshotter {
             .map_err(|error| SnapshotError::io("create", paths.directory(), 0, error))?;
         let needed = size_hint.unwrap_or(0);
         let mut writer = Writer {
-            layout: self.layout.clone(),
+            publication: self.publication.clone(),
             unfinished: Unfinished(paths.directory().to_owned()),
             paths,
             needed,
@@ -256,7 +260,7 @@ impl Drop for Unfinished {
 /// A layer on its way to disk.
 #[derive(Debug)]
 struct Writer {
-    layout: Layout,
+    publication: Publication,
     paths: LayerPaths,
     stream: LayerStream<KeepTar>,
     needed: u64,
@@ -289,7 +293,7 @@ impl LayerWriter for Writer {
         let meta =
             LayerMeta { diff_id: expected.to_string(), size_bytes: read.bytes, disk_bytes, driver: NAME.to_owned() };
         layer_index::write_meta(&self.paths, &meta)?;
-        layer_index::publish(&self.layout, &self.paths, expected)?;
+        self.publication.publish(&self.paths, expected)?;
         drop(self.unfinished);
         Ok(Layer { diff_id: *expected, size_bytes: read.bytes, disk_bytes })
     }

@@ -83,19 +83,6 @@ pub(crate) fn read_meta(layer: &LayerPaths) -> Option<LayerMeta> {
     serde_json::from_slice(&fs::read(layer.meta()).ok()?).ok()
 }
 
-/// Puts a finished layer in its place, where another pull may have put the same one meanwhile.
-pub(crate) fn publish(layout: &Layout, made: &LayerPaths, diff_id: &Digest) -> Result<(), SnapshotError> {
-    let place = layout.layer(diff_id);
-    if read_meta(&place).is_some() {
-        return durable::remove(made.directory())
-            .map_err(|error| SnapshotError::io("remove", made.directory(), 0, error));
-    }
-    let io = |error| SnapshotError::io("rename", place.directory(), 0, error);
-    // What is there without a meta.json is a layer whose removal was cut short.
-    durable::remove(place.directory()).map_err(io)?;
-    durable::rename(made.directory(), place.directory()).map_err(io)
-}
-
 /// Takes a layer out of sight: what is left by a crash is rubbish and no layer. Gives what is to be removed.
 pub(crate) fn hide(layout: &Layout, diff_id: &Digest) -> Result<Option<PathBuf>, SnapshotError> {
     let layer = layout.layer(diff_id);
