@@ -97,6 +97,9 @@ pub trait Snapshotter: Send + Sync + std::fmt::Debug {
     /// Which driver this is.
     fn driver(&self) -> Driver;
 
+    /// Bytes of the largest plain tar that it takes.
+    fn largest_layer_bytes(&self) -> u64;
+
     /// Starts to write a layer. Nothing of it is visible until [`LayerWriter::finish`] has returned.
     ///
     /// # Errors

@@ -109,6 +109,7 @@ impl Puller {
         if let Ok(Some(here)) = self.tasks.spawn_blocking(move || snapshotter.layer(&diff_id)).await {
             return Ok(here);
         }
+        self.admit(layer)?;
         let mut route = Route::new(repository.sources()?);
         // Held over all passes, so that nobody else takes up what is kept in between.
         let mut lease = self.partials.lease(&layer.blob);
@@ -120,7 +121,7 @@ impl Puller {
                 }
                 Err(Pass::Again) => progress.set(0),
                 Err(Pass::Failed(PullError::Snapshot(SnapshotError::DiskFull { needed_bytes, .. })))
-                    if self.make_room(needed_bytes.saturating_add(layer.blob.size)).await =>
+                    if self.make_room(needed_bytes.saturating_add(kept_bytes(lease.as_ref(), layer))).await =>
                 {
                     progress.set(0);
                 }
@@ -136,6 +137,19 @@ impl Puller {
                 Err(Pass::Unserved) => return Err(unserved_layer(route, repository, layer)),
             }
         }
+    }
+
+    /// Refuses what is too large by what its manifest says: before anything is fetched, or goes to make room for it.
+    fn admit(&self, layer: &PlannedLayer) -> Result<(), PullError> {
+        let (claimed, limit) = (layer.plain_bytes_at_least(), self.snapshotter.largest_layer_bytes());
+        if claimed <= limit {
+            return Ok(());
+        }
+        let what = format!(
+            "the manifest says that {} has {claimed} bytes, more than {limit}, the bound set by --max-layer-bytes",
+            layer.blob.digest
+        );
+        Err(SnapshotError::LimitExceeded(what).into())
     }
 
     async fn one_pass(
@@ -171,6 +185,10 @@ impl Puller {
             }
             Err(stopped) => stopped,
         };
+        // What the disk has no room for does not fit whatever a source had to say.
+        if let Ok(Err(err @ PullError::Snapshot(SnapshotError::DiskFull { .. }))) = unpacked {
+            return Err(Pass::Failed(err));
+        }
         if matches!(stopped, Stopped::Wrong(_) | Stopped::Abandoned(Verdict::BeginAnew)) {
             tracing::warn!(blob = %layer.blob.digest, repository = repository.name(), ?stopped, "wrong content is taken back");
             self.forget_partial(lease, layer.blob.digest).await;
@@ -243,6 +261,11 @@ fn unserved_layer(route: Route, repository: &dyn Repository, layer: &PlannedLaye
         }
         (LayerKeeper::Foreign | LayerKeeper::Registry, err) => err,
     }
+}
+
+/// What the partial download of a layer may come to, where it has one.
+fn kept_bytes(lease: Option<&Lease>, layer: &PlannedLayer) -> u64 {
+    lease.map_or(0, |_| layer.blob.size)
 }
 
 /// What each source had to say.

@@ -17,9 +17,13 @@ struct State {
     mounted: HashSet<Digest>,
     unfinished: usize,
     full: bool,
+    room: Option<u64>,
     panics_at_mount: bool,
     size_hints: Vec<Option<u64>>,
 }
+
+/// Bytes of the largest layer that it takes.
+pub(super) const LARGEST_LAYER: u64 = 1 << 50;
 
 /// Layers in memory; clones share them.
 #[derive(Debug, Clone, Default)]
@@ -54,6 +58,11 @@ impl TestSnapshotter {
         self.state.lock().unwrap().full = full;
     }
 
+    /// Layers that say that they are larger than this find no room.
+    pub(super) fn set_room(&self, bytes: u64) {
+        self.state.lock().unwrap().room = Some(bytes);
+    }
+
     pub(super) fn panic_at_mount(&self, panics: bool) {
         self.state.lock().unwrap().panics_at_mount = panics;
     }
@@ -64,8 +73,16 @@ impl Snapshotter for TestSnapshotter {
         Driver::Directory
     }
 
+    fn largest_layer_bytes(&self) -> u64 {
+        LARGEST_LAYER
+    }
+
     fn begin_layer(&self, size_hint: Option<u64>) -> Result<Box<dyn LayerWriter>, SnapshotError> {
         let mut state = self.state.lock().unwrap();
+        let needed_bytes = size_hint.unwrap_or_default();
+        if let Some(free_bytes) = state.room.filter(|room| *room < needed_bytes) {
+            return Err(SnapshotError::DiskFull { path: "/store".into(), needed_bytes, free_bytes });
+        }
         state.unfinished += 1;
         state.size_hints.push(size_hint);
         Ok(Box::new(Writer { state: Arc::clone(&self.state), bytes: Vec::new() }))

@@ -1,5 +1,6 @@
 //! Images from end to end: a registry in this process, a store in memory.
 
+mod claims;
 mod formats;
 mod limits;
 mod transfer;

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use compare::Leeway;
 use fixture::{Bench, Item, Layers};
 
-use super::{Driver, SnapshotError, make_room};
+use super::{Driver, SnapshotError, make_room, prune};
 use crate::store::Store;
 use crate::store::index::ImageRecord;
 use crate::store::pins::Holder;
@@ -368,10 +368,11 @@ fn room_is_made_from_what_nobody_uses() {
         assert_eq!([here(0), here(1), here(2)], [true, false, true], "{driver:?}");
         assert_eq!(snapshotter.mounted().expect("mounts"), [], "an image goes with its layer");
         assert_eq!(store.images().expect("images"), []);
-        make_room(&store, &*snapshotter, u64::MAX).expect("room");
+        assert_eq!(make_room(&store, &*snapshotter, u64::MAX).expect("room"), 0, "nothing goes in vain");
+        prune(&store, &*snapshotter).expect("pruned");
         assert_eq!([here(0), here(1), here(2)], [true, false, false], "{driver:?}");
         drop(pin);
-        make_room(&store, &*snapshotter, u64::MAX).expect("room");
+        prune(&store, &*snapshotter).expect("pruned");
         drop(store);
         bench.assert_nothing_left(driver);
     }

@@ -73,6 +73,10 @@ impl Snapshotter for DirectorySnapshotter {
         Driver::Directory
     }
 
+    fn largest_layer_bytes(&self) -> u64 {
+        self.limits.layer_bytes
+    }
+
     fn begin_layer(&self, _size_hint: Option<u64>) -> Result<Box<dyn LayerWriter>, SnapshotError> {
         let paths = LayerPaths::at(self.layout.unfinished("layer"));
         durable::create_unfinished_directory(paths.directory())

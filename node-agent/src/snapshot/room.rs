@@ -8,13 +8,14 @@ use crate::store::index::{ImageRecord, LayerRecord};
 use crate::store::steps::{Step, passed};
 use crate::store::{Store, durable, note};
 
-/// Removes layers that nobody uses until `needed_bytes` are freed or there are none left; says how many were. Blocks, and
-/// keeps others from pinning layers for the moment in which these go out of sight.
+/// Removes layers that nobody uses until `needed_bytes` are freed or there are none left; says how many were. Removes none
+/// where that could not be enough. Blocks, and keeps others from pinning layers for the moment in which these go out of sight.
 ///
 /// # Errors
 /// When the store cannot be read or a file cannot be removed; what was removed before stays removed.
 pub fn make_room(store: &Store, snapshotter: &dyn Snapshotter, needed_bytes: u64) -> Result<u64, SnapshotError> {
-    Ok(remove(store, snapshotter, |stock| eviction::make_room(stock, needed_bytes))?.freed_bytes)
+    let free_bytes = store.free_bytes();
+    Ok(remove(store, snapshotter, |stock| eviction::make_room(stock, free_bytes, needed_bytes))?.freed_bytes)
 }
 
 /// Removes everything that nobody uses; says what that was. Blocks, as [`make_room`] does.
@@ -22,7 +23,7 @@ pub fn make_room(store: &Store, snapshotter: &dyn Snapshotter, needed_bytes: u64
 /// # Errors
 /// As [`make_room`] has them.
 pub fn prune(store: &Store, snapshotter: &dyn Snapshotter) -> Result<Plan, SnapshotError> {
-    remove(store, snapshotter, |stock| eviction::make_room(stock, u64::MAX))
+    remove(store, snapshotter, eviction::everything)
 }
 
 /// What [`prune`] would remove.
@@ -32,7 +33,7 @@ pub fn prune(store: &Store, snapshotter: &dyn Snapshotter) -> Result<Plan, Snaps
 pub fn plan_prune(store: &Store) -> Result<Plan, SnapshotError> {
     let (layers, images) = stock(store)?;
     let pinned = store.pins().pinned();
-    Ok(eviction::make_room(Stock { layers: &layers, images: &images, pinned: &pinned }, u64::MAX))
+    Ok(eviction::everything(Stock { layers: &layers, images: &images, pinned: &pinned }))
 }
 
 /// What a collection has done.

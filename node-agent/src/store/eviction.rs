@@ -62,11 +62,22 @@ impl Disk {
     }
 }
 
-/// Plans to free at least `needed_bytes`, for somebody who waits for them. Where that cannot be had, frees what can: the
-/// caller compares.
-pub fn make_room(stock: Stock<'_>, needed_bytes: u64) -> Plan {
+/// Plans to free at least `needed_bytes`, for somebody who waits for them. Where these are more than what is free and
+/// unused together, nothing goes: it would be lost and help nobody.
+pub fn make_room(stock: Stock<'_>, free_bytes: u64, needed_bytes: u64) -> Plan {
+    let candidates = candidates(stock, |_| true);
+    let available = candidates.iter().fold(free_bytes, |sum, layer| sum.saturating_add(layer.disk_bytes));
     let mut plan = Plan::default();
-    plan.take(candidates(stock, |_| true), needed_bytes);
+    if available >= needed_bytes {
+        plan.take(candidates, needed_bytes);
+    }
+    plan.with_images(stock)
+}
+
+/// Plans that everything goes that nobody uses.
+pub fn everything(stock: Stock<'_>) -> Plan {
+    let mut plan = Plan::default();
+    plan.take(candidates(stock, |_| true), u64::MAX);
     plan.with_images(stock)
 }
 

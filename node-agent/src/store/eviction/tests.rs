@@ -26,8 +26,12 @@ fn the_longest_unused_go_first_and_take_their_images_with_them() {
     let pinned = HashSet::from([digest(4)]);
     let stock = Stock { layers: &layers, images: &images, pinned: &pinned };
     let expected = Plan { images: vec![digest(100)], layers: vec![digest(2), digest(3)], freed_bytes: 50 };
-    assert_eq!(make_room(stock, 25), expected);
-    assert_eq!(make_room(stock, 0), Plan::default());
+    assert_eq!(make_room(stock, 0, 25), expected);
+    assert_eq!(make_room(stock, 0, 0), Plan::default());
+    let all = Plan { images: vec![digest(100), digest(101)], layers: [2, 3, 1].map(digest).to_vec(), freed_bytes: 60 };
+    assert_eq!(everything(stock), all);
+    assert_eq!(make_room(stock, 40, 100), all);
+    assert_eq!(make_room(stock, 40, 101), Plan::default(), "more than there is");
 }
 
 #[test]
@@ -81,13 +85,15 @@ fn size(layers: &[LayerRecord], diff_id: &Digest) -> u64 {
 
 proptest! {
     #[test]
-    fn never_a_pinned_layer_never_more_than_needed((layers, pinned) in stocks(), needed in 0u64..20_000) {
-        let found = make_room(Stock { layers: &layers, images: &[], pinned: &pinned }, needed);
+    fn never_a_pinned_layer_never_more_than_needed((layers, pinned) in stocks(), free in 0u64..5_000, needed in 0u64..20_000) {
+        let found = make_room(Stock { layers: &layers, images: &[], pinned: &pinned }, free, needed);
         prop_assert!(found.layers.iter().all(|layer| !pinned.contains(layer)));
         prop_assert_eq!(found.freed_bytes, found.layers.iter().map(|id| size(&layers, id)).sum::<u64>());
         let available: u64 = layers.iter().filter(|l| !pinned.contains(&l.diff_id)).map(|l| l.disk_bytes).sum();
-        prop_assert!(found.freed_bytes >= needed.min(available));
+        let wanted = if needed <= available + free { needed.min(available) } else { 0 };
+        prop_assert!(found.freed_bytes >= wanted);
         if let Some(last) = found.layers.last() {
+            prop_assert!(needed <= available + free, "what is needed cannot be had");
             prop_assert!(found.freed_bytes - size(&layers, last) < needed, "the last one was not needed");
         }
     }
