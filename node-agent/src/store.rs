@@ -93,11 +93,14 @@ impl Store {
     /// When another process uses it, its version is not known, or the file system refuses.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
         let layout = Layout::new(root);
-        for directory in layout.directories() {
-            durable::create_directories(&directory).map_err(StoreError::io("create", &directory))?;
-        }
+        let create = |path: &Path| durable::create_directories(path).map_err(StoreError::io("create", path));
+        create(layout.root())?;
         let lock = lock(&layout)?;
+        // Before anything else is made or removed: it may be somebody else's folder.
         check_version(&layout)?;
+        for directory in layout.directories() {
+            create(&directory)?;
+        }
         let (index, found) = open_index(&layout);
         let (whole, mut recovered) = recovery::clean(&layout)?;
         recovery::reconcile(&whole, &*index);
@@ -285,13 +288,31 @@ fn check_version(layout: &Layout) -> Result<(), StoreError> {
             };
             Err(StoreError::Version { path: layout.root().to_owned(), found, remedy })
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            durable::write_file(&path, &layout.unfinished("version"), |file| {
-                io::Write::write_all(file, VERSION.to_string().as_bytes())
-            })
-            .map_err(StoreError::io("write", &path))
-        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => begin_version(layout, &path),
         Err(error) => Err(StoreError::io("read", &path)(error)),
+    }
+}
+
+/// Makes a folder a store, unless it has content of something else: what is found in a store and is not whole is removed.
+fn begin_version(layout: &Layout, path: &Path) -> Result<(), StoreError> {
+    for directory in layout.directories().iter().skip(1) {
+        // What a store begins with is in `ingest`, where it goes by its name.
+        if *directory != layout.ingest() && has_content(directory)? {
+            let remedy = "there are files and no version: this is no store of Larder; give another --root";
+            return Err(StoreError::Version { path: layout.root().to_owned(), found: String::new(), remedy });
+        }
+    }
+    durable::write_file(path, &path.with_extension("unfinished"), |file| {
+        io::Write::write_all(file, VERSION.to_string().as_bytes())
+    })
+    .map_err(StoreError::io("write", path))
+}
+
+fn has_content(directory: &Path) -> Result<bool, StoreError> {
+    match fs::read_dir(directory) {
+        Ok(mut entries) => Ok(entries.next().is_some()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(StoreError::io("read", directory)(error)),
     }
 }
 

@@ -72,21 +72,23 @@ pub fn create_unfinished_directory(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes a directory and those above it that are missing, each durable by name.
+/// Makes a directory and those above it that are missing, each durable by name: also where a process that was killed has
+/// made one and not got to sync it. Only the last that it made can be such a one, as each is synced before the next.
 ///
 /// # Errors
 /// What the file system says.
 pub fn create_directories(path: &Path) -> io::Result<()> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    match fs::create_dir(path) {
-        Ok(()) => passed(Step::Directory(path)),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => return Ok(()),
-        Err(error) => {
-            let (io::ErrorKind::NotFound, Some(parent)) = (error.kind(), parent) else { return Err(error) };
+    if !path.is_dir() {
+        if let Some(parent) = parent {
             create_directories(parent)?;
-            fs::create_dir(path)?;
-            passed(Step::Directory(path));
         }
+        match fs::create_dir(path) {
+            // Somebody else has made it in this moment.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
+            other => other?,
+        }
+        passed(Step::Directory(path));
     }
     sync_directory(parent.unwrap_or(Path::new(".")))
 }

@@ -54,6 +54,30 @@ fn a_store_of_another_version_is_not_touched() {
 }
 
 #[test]
+fn a_folder_that_is_no_store_is_not_made_one() {
+    for content in ["layers/x", "images/x", "manifests/sha256/x", "caches/x", "sources/x"] {
+        let root = tempfile::tempdir().expect("temporary directory");
+        let file = root.path().join(content);
+        fs::create_dir_all(file.parent().expect("a parent")).expect("mkdir");
+        fs::write(&file, b"somebody's").expect("write");
+        let error = Store::open(root.path()).expect_err("not ours");
+        assert!(matches!(error, StoreError::Version { .. }), "{content}: {error}");
+        assert!(error.to_string().contains("there are files and no version"), "{error}");
+        assert_eq!(fs::read(&file).expect("it stays"), b"somebody's");
+        assert!(!root.path().join("version").exists());
+    }
+    // What a first start that was cut short has left is as good as nothing.
+    let root = tempfile::tempdir().expect("temporary directory");
+    for directory in Layout::new(root.path()).directories() {
+        fs::create_dir_all(directory).expect("mkdir");
+    }
+    let rubbish = Layout::new(root.path()).unfinished("version");
+    fs::write(&rubbish, b"").expect("write");
+    Store::open(root.path()).expect("opens");
+    assert!(!rubbish.exists());
+}
+
+#[test]
 fn what_was_half_done_goes_and_partial_downloads_stay() {
     let root = tempfile::tempdir().expect("temporary directory");
     let layout = Layout::new(root.path());
