@@ -2,8 +2,9 @@
 //!
 //! The files are the truth, named by digests; the index is derived from them and may be lost at any moment. One process
 //! uses a store at a time. What a killed process left half done lies in `ingest/` and is removed at the next start, but for
-//! partial downloads, which go on.
+//! partial downloads, which go on, and layers that were being repaired, which go back.
 
+pub mod aside;
 pub mod caches;
 pub mod durable;
 pub mod eviction;

@@ -96,6 +96,15 @@ pub(super) enum EngineError {
 }
 
 impl EngineError {
+    /// Whether another login may get what this one could not.
+    pub(super) fn is_about_access(&self) -> bool {
+        match self {
+            Self::Registry(err) => err.is_about_access(),
+            Self::Pull(err) | Self::Resolve(ResolveError::Pull(err)) => err.is_about_access(),
+            Self::Resolve(_) | Self::Mount(_) | Self::Full { .. } => false,
+        }
+    }
+
     fn is_of_a_full_disk(&self) -> bool {
         match self {
             Self::Pull(err) => matches!(**err, PullError::Snapshot(SnapshotError::DiskFull { .. })),

@@ -4,6 +4,7 @@
 //! What is damaged and cannot be fetched stays where it is as long as somebody uses it, and goes otherwise: a layer that is
 //! not there is fetched when it is wanted, one that is wrong would be believed.
 
+mod held;
 mod repair;
 #[cfg(test)]
 mod tests;
@@ -15,7 +16,7 @@ use std::sync::{
 
 use tokio::sync::mpsc;
 
-use self::repair::Repair;
+use self::{held::Held, repair::Repair};
 use super::{documents::Documents, inventory::InventoryError, service::ImageService};
 use crate::{
     chain::Chain,
@@ -24,7 +25,6 @@ use crate::{
     store::{
         caches,
         index::{ImageRecord, LayerRecord},
-        pins::{self, Holder},
     },
 };
 
@@ -150,7 +150,7 @@ impl Run<'_> {
     async fn layer(&mut self, layer: &LayerRecord) -> Result<(), VerifyError> {
         let diff_id = layer.diff_id;
         // While it is read it is not to be removed.
-        let _pin = self.pin(diff_id).await?;
+        let _held = Held::layer(&self.service.store, &self.service.tasks, diff_id).await?;
         let condition = match self.check_layer(diff_id).await? {
             Ok(condition) => condition,
             // It went before it was pinned.
@@ -174,11 +174,6 @@ impl Run<'_> {
                 Ok(())
             }
         }
-    }
-
-    async fn pin(&self, diff_id: Digest) -> Result<pins::Pin, VerifyError> {
-        let store = Arc::clone(&self.service.store);
-        Ok(self.service.blocking(move || Ok(store.pins().pin(Holder::Pod, &[diff_id]))).await?)
     }
 
     async fn check_layer(&mut self, diff_id: Digest) -> Result<Result<Condition, SnapshotError>, VerifyError> {

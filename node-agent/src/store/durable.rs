@@ -108,8 +108,9 @@ pub fn overwrite(from: &Path, to: &Path) -> io::Result<()> {
         if length == 0 {
             break;
         }
-        target.read_exact_at(&mut there[..length], offset)?;
-        if right[..length] != there[..length] {
+        // What cannot be read back is written: a bad block is mended by that, if by anything.
+        let is_right = target.read_exact_at(&mut there[..length], offset).is_ok() && right[..length] == there[..length];
+        if !is_right {
             target.write_all_at(&right[..length], offset)?;
         }
         offset += length as u64;

@@ -11,6 +11,7 @@
 //! caches/<id>.json                 what an image cache holds
 //! sources/<hex>.json               where an image came from, by the digest of its manifest
 //! ingest/<hex>.partial             a download that goes on after a restart
+//! ingest/<hex>.damaged             a layer that is in use and being fetched again
 //! ingest/new-*                     a layer, image or removal in progress: rubbish after a restart
 //! ```
 //!
@@ -31,6 +32,9 @@ pub const UNFINISHED: &str = "new-";
 
 /// What the names of partial downloads in `ingest/` end with.
 pub const PARTIAL: &str = ".partial";
+
+/// What the names of layers that are being repaired end with.
+pub const DAMAGED: &str = ".damaged";
 
 /// The store's root and the paths below it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,6 +86,11 @@ impl Layout {
     /// One layer.
     pub fn layer(&self, diff_id: &Digest) -> LayerPaths {
         LayerPaths { directory: self.layers().join(diff_id.hex()) }
+    }
+
+    /// A layer that is in use and being fetched again.
+    pub fn damaged(&self, diff_id: &Digest) -> PathBuf {
+        self.ingest().join(format!("{}{DAMAGED}", diff_id.hex()))
     }
 
     /// The directory of composed images.

@@ -11,7 +11,7 @@ use std::time::UNIX_EPOCH;
 
 use super::index::{ImageRecord, Index, LayerRecord};
 use super::layout::{ImageMeta, LayerMeta, LayerPaths, Layout, UNFINISHED};
-use super::{StoreError, durable, note};
+use super::{StoreError, aside, durable, note};
 use crate::digest::Digest;
 
 /// What was found when a store was opened.
@@ -48,6 +48,15 @@ pub(super) fn clean(layout: &Layout) -> Result<(Found, Recovered), StoreError> {
     for path in entries(&layout.ingest())? {
         if name(&path).starts_with(UNFINISHED) {
             remove(&path, &mut recovered)?;
+        } else if let Some(diff_id) = aside::diff_id(&path) {
+            match aside::settle(layout, &diff_id) {
+                Ok(settled) => tracing::info!(%diff_id, ?settled, "ended a repair that was cut short"),
+                // What it keeps is no more wrong than it was, and the next start tries again.
+                Err(error) => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(%diff_id, error, "a repair that was cut short cannot be ended");
+                }
+            }
         } else {
             recovered.partial_downloads += 1;
         }

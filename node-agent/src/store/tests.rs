@@ -197,3 +197,29 @@ fn caches_are_files_that_outlive_a_bad_neighbour() {
         assert!(caches::put(layout, id, &1).is_err(), "{id}");
     }
 }
+
+/// A layer whose tar holds this.
+fn put_tar(layout: &Layout, number: u8, tar: &[u8; 3]) -> Digest {
+    let diff_id = put_layer(layout, number);
+    fs::write(layout.layer(&diff_id).tar(), tar).expect("write");
+    diff_id
+}
+
+#[test]
+fn a_repair_that_was_cut_short_is_ended_at_the_next_start() {
+    let root = tempfile::tempdir().expect("temporary directory");
+    let layout = Layout::new(root.path());
+    drop(Store::open(root.path()).expect("opens"));
+    let [waits, has_come] = [put_tar(&layout, 1, b"bad"), put_tar(&layout, 2, b"bad")];
+    let mounted = File::open(layout.layer(&has_come).tar()).expect("open");
+    for diff_id in [&waits, &has_come] {
+        aside::set_aside(&layout, diff_id).expect("set aside");
+    }
+    put_tar(&layout, 2, b"new");
+    let store = Store::open(root.path()).expect("opens");
+    assert_eq!(store.recovered().layers, 2);
+    let tar = |diff_id| fs::read(layout.layer(diff_id).tar()).expect("read");
+    assert_eq!([tar(&waits), tar(&has_come)], [b"bad", b"new"]);
+    assert_eq!(io::read_to_string(mounted).expect("read"), "new", "whoever has the old one mounted");
+    assert_eq!(fs::read_dir(layout.ingest()).expect("read").count(), 0);
+}

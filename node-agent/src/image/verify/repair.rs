@@ -1,6 +1,6 @@
 //! Putting right what a verification has found: fetching it again from where its image came.
 
-use std::{path::Path, sync::Arc};
+use std::sync::Arc;
 
 use super::Outcome;
 use crate::{
@@ -11,15 +11,21 @@ use crate::{
         service::{EngineError, ImageService},
     },
     registry::Reference,
-    snapshot::{Driver, SnapshotError},
+    snapshot::Driver,
     store::{
-        Store, durable,
+        aside::{self, Settled},
+        durable,
         index::ImageRecord,
-        layout::LayerPaths,
         note,
         sources::{self, Source},
     },
 };
+
+/// Why files stay as they are.
+pub(super) const IN_USE: &str = "pods or image caches use its files: delete these, then verify again";
+/// Added to what a registry says that does not let us in.
+const NO_LOGIN: &str = " (a repair has the logins of this node alone: those of pods and image caches are not kept; give the \
+     node one, or delete what uses the layer and let it be pulled again)";
 
 /// A repair.
 pub(super) struct Repair {
@@ -29,33 +35,63 @@ pub(super) struct Repair {
 }
 
 impl Repair {
-    /// Puts a damaged layer out of the way and fetches it from where one of its images came.
+    /// Fetches a damaged layer again from where one of its images came.
     pub(super) async fn layer(&self, diff_id: Digest) -> Outcome {
         let in_use = self.service.engine.mounts.manifests();
         let mut users = self.images.iter().filter(|image| image.diff_ids.contains(&diff_id));
-        let is_used = users.any(|image| in_use.contains(&image.manifest));
-        if is_used && self.service.snapshotter.driver() == Driver::Directory {
-            // Its files would go from under the containers.
-            return Outcome::Left("pods or image caches use its files: delete these, then verify again".to_owned());
+        if !users.any(|image| in_use.contains(&image.manifest)) {
+            return self.unused_layer(diff_id).await;
         }
+        match self.service.snapshotter.driver() {
+            Driver::Erofs => self.used_layer(diff_id).await,
+            // Its files would go from under the containers.
+            Driver::Directory => Outcome::Left(IN_USE.to_owned()),
+        }
+    }
+
+    async fn unused_layer(&self, diff_id: Digest) -> Outcome {
         let (store, snapshotter) = (Arc::clone(&self.service.store), Arc::clone(&self.service.snapshotter));
-        let hide = move || {
+        let remove = move || {
             note(store.index().remove_layer(&diff_id));
-            Ok(snapshotter.hide_layer(&diff_id)?)
+            Ok(snapshotter.remove_layer(&diff_id)?)
         };
-        let hidden = match self.service.blocking(hide).await {
-            Ok(Some(hidden)) => hidden,
-            Ok(None) => return Outcome::Removed,
+        if let Err(error) = self.service.blocking(remove).await {
+            return Outcome::Left(Chain(&error).to_string());
+        }
+        match self.fetch_layer(diff_id).await {
+            Ok(()) => Outcome::Repaired,
+            Err(why) => {
+                tracing::info!(%diff_id, why, "a damaged layer that nobody uses does not come again for now");
+                Outcome::Removed
+            }
+        }
+    }
+
+    /// Mounts that are there get the right bytes too.
+    async fn used_layer(&self, diff_id: Digest) -> Outcome {
+        let store = Arc::clone(&self.service.store);
+        let set_aside = move || {
+            note(store.index().remove_layer(&diff_id));
+            Ok(aside::set_aside(store.layout(), &diff_id)?)
+        };
+        let set_aside = self.service.blocking(set_aside).await;
+        let fetched = match set_aside {
+            Ok(()) => self.fetch_layer(diff_id).await,
             Err(error) => return Outcome::Left(Chain(&error).to_string()),
         };
-        let fetched = self.fetch_layer(diff_id).await;
-        let (store, has_come) = (Arc::clone(&self.service.store), fetched.is_ok());
-        let put_away = move || Ok(put_away(&store, diff_id, &hidden, has_come, is_used)?);
-        match (fetched, self.service.blocking(put_away).await) {
-            (Ok(()), Ok(_)) => Outcome::Repaired,
-            (Err(_), Ok(Away::Removed)) => Outcome::Removed,
-            (Err(why), Ok(Away::PutBack)) => Outcome::Left(why),
-            (_, Err(error)) => Outcome::Left(Chain(&error).to_string()),
+        let store = Arc::clone(&self.service.store);
+        let settle = move || {
+            let settled = aside::settle(store.layout(), &diff_id)?;
+            if let Some(layer) = store.layer_on_disk(&diff_id) {
+                note(store.index().put_layer(&layer));
+            }
+            Ok(settled)
+        };
+        match (self.service.blocking(settle).await, fetched) {
+            (Ok(Settled::Replaced), _) => Outcome::Repaired,
+            (Ok(Settled::PutBack), Err(why)) => Outcome::Left(why),
+            (Ok(Settled::PutBack), Ok(())) => Outcome::Left("it has come and gone again".to_owned()),
+            (Err(error), _) => Outcome::Left(Chain(&error).to_string()),
         }
     }
 
@@ -66,7 +102,10 @@ impl Repair {
                 match self.fetch_from(&source, image.manifest, diff_id).await {
                     Ok(()) if self.is_here(diff_id).await => return Ok(()),
                     Ok(()) => why = format!("{} does not have it", source.reference),
-                    Err(error) => why = format!("fetch it from {}: {}", source.reference, Chain(&error)),
+                    Err(error) => {
+                        let hint = if error.is_about_access() { NO_LOGIN } else { "" };
+                        why = format!("fetch it from {}: {}{hint}", source.reference, Chain(&error));
+                    }
                 }
             }
         }
@@ -108,38 +147,6 @@ impl Repair {
         }
         Outcome::Removed
     }
-}
-
-/// Where a damaged layer has gone.
-enum Away {
-    Removed,
-    PutBack,
-}
-
-/// Removes a damaged layer that is out of the way. Mounts that are there go on reading the old tar: it is made right in
-/// place. One that has not come anew, and is used, goes back: less of it would be no better for anybody.
-fn put_away(
-    store: &Store,
-    diff_id: Digest,
-    hidden: &Path,
-    has_come: bool,
-    is_used: bool,
-) -> Result<Away, SnapshotError> {
-    let place = store.layout().layer(&diff_id);
-    let io = |action| move |error| SnapshotError::io(action, hidden, 0, error);
-    if !has_come && is_used {
-        durable::rename(hidden, place.directory()).map_err(io("put back"))?;
-        if let Some(layer) = store.layer_on_disk(&diff_id) {
-            note(store.index().put_layer(&layer));
-        }
-        return Ok(Away::PutBack);
-    }
-    let (old, new) = (LayerPaths::at(hidden).tar(), place.tar());
-    if is_used && old.exists() && new.exists() {
-        durable::overwrite(&new, &old).map_err(io("repair"))?;
-    }
-    durable::remove(hidden).map_err(io("remove"))?;
-    Ok(Away::Removed)
 }
 
 /// The same image at its source, whatever its tag leads to by now.
