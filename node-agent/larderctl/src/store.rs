@@ -248,8 +248,8 @@ fn verified_words(verified: &Verified, repair: bool) -> String {
     if verified.unhashed_layers > 0 {
         let count = verified.unhashed_layers;
         words.push_str(&format!(
-            "\n{count} layers are kept as files: their kinds, sizes, owners and modes were compared, there is no digest of \
-             their content."
+            "\n{count} layers were unpacked by a version that took no digests of files: everything but their content was \
+             compared. They get digests when they are pulled again."
         ));
     }
     words

@@ -21,7 +21,7 @@ use super::{documents::Documents, inventory::InventoryError, service::ImageServi
 use crate::{
     chain::Chain,
     digest::Digest,
-    snapshot::{Condition, ImageLayers, Mend, SnapshotError},
+    snapshot::{Condition, Driver, ImageLayers, Mend, SnapshotError},
     store::{
         caches,
         index::{ImageRecord, LayerRecord},
@@ -84,7 +84,7 @@ pub enum VerifyStep {
 pub struct Verified {
     /// Layers that were read.
     pub layers: u64,
-    /// Of these, layers kept as files, whose content has no digest to compare with.
+    /// Of these, layers kept as files by a version that took no digests of these: their content was not compared.
     pub unhashed_layers: u64,
     /// Bytes that were read.
     pub bytes: u64,
@@ -197,12 +197,18 @@ impl Run<'_> {
     async fn images(&mut self) -> Result<(), VerifyError> {
         for image in self.images.clone() {
             let layers = ImageLayers { manifest: image.manifest, diff_ids: image.diff_ids };
-            let (snapshotter, mend) = (Arc::clone(&self.service.snapshotter), self.mend);
-            let subject = Subject::Image(layers.manifest);
+            // What a container's overlay stands on is not taken from under it.
+            let is_under_containers = self.service.snapshotter.driver() == Driver::Directory
+                && self.service.engine.mounts.manifests().contains(&layers.manifest);
+            let mend = if is_under_containers { Mend::No } else { self.mend };
+            let (snapshotter, subject) = (Arc::clone(&self.service.snapshotter), Subject::Image(layers.manifest));
             let condition = self.service.blocking(move || Ok(snapshotter.check_image(&layers, mend))).await?;
             self.verified.images += 1;
             match condition {
                 Ok(Condition::Sound | Condition::Unhashed) => {}
+                Ok(Condition::Derived { why, .. }) if mend != self.mend => {
+                    self.found(subject, why, Outcome::Left(repair::IN_USE.to_owned())).await;
+                }
                 Ok(Condition::Derived { why, mended }) => self.found(subject, why, derived(mended)).await,
                 Ok(Condition::Damaged(why)) => self.found(subject, why, Outcome::Told).await,
                 // It went, or a layer of it is gone or wrong and has been told of.

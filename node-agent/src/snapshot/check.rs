@@ -1,15 +1,12 @@
 //! Reading layers and images again, to see whether they still are what they were.
 //!
 //! What a disk gives back is compared with what does not change: a tar with its diff id, an index with the tar that it is
-//! derived from, unpacked files with the index. Files are read from the disk, not from memory that an earlier read has
+//! derived from, unpacked files with the index and their digests. Files are read from the disk, not from memory that an earlier read has
 //! left, and leave nothing there for others to miss.
 
 use std::collections::HashMap;
-use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read as _};
-use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
 
 use rustix::fs::{Advice, fadvise};
@@ -17,7 +14,7 @@ use rustix::fs::{Advice, fadvise};
 use super::layer_stream::{KeepTar, LayerStream, ReadLayer};
 use super::{Limits, SnapshotError};
 use crate::digest::Digest;
-use crate::erofs::tree::{Inode, InodeId, Node, Origin, Tree};
+use crate::erofs::tree::{Inode, InodeId, Node, Tree};
 use crate::erofs::{Device, read_image, write_image};
 use crate::store::layout::Layout;
 
@@ -35,7 +32,7 @@ pub enum Mend {
 pub enum Condition {
     /// Every byte is what it was.
     Sound,
-    /// Every file is there, of the right kind, size and owner; there is no digest to tell about their bytes.
+    /// Every file is there, with the right metadata; there is no digest to tell about their bytes.
     Unhashed,
     /// Something that is derived from sound files is wrong.
     Derived {
@@ -91,54 +88,6 @@ pub(super) fn index_fault(path: &Path, tree: &Tree, devices: &[Device]) -> Resul
     let written = write_image(tree, devices, &mut again).map_err(|error| error.to_string());
     let read = written.and_then(|_| read_image(&again).map_err(|error| error.to_string()));
     Ok(read.map_or(Some(difference), |expected| self::difference(&expected, &found)))
-}
-
-/// What is wrong with a layer's unpacked files.
-pub(super) fn files_fault(root: &Path, tree: &Tree) -> Result<Option<String>, SnapshotError> {
-    for (path, id) in tree.walk() {
-        let (full, inode) = (root.join(OsStr::from_bytes(&path)), tree.inode(id));
-        if matches!(inode.node, Node::LinkBelow(_)) {
-            continue;
-        }
-        let found = match fs::symlink_metadata(&full) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Ok(Some(format!("{} is gone", show(&path))));
-            }
-            other => other.map_err(|error| SnapshotError::io("stat", &full, 0, error))?,
-        };
-        if let Some(what) = file_fault(inode, &found) {
-            return Ok(Some(format!("the {what} of {} is not what it was", show(&path))));
-        }
-    }
-    Ok(None)
-}
-
-fn file_fault(inode: &Inode, found: &fs::Metadata) -> Option<&'static str> {
-    let kind = found.file_type();
-    let (is_of_kind, size, stated) = match &inode.node {
-        Node::Directory(directory) => (kind.is_dir(), None, directory.origin == Origin::Stated),
-        Node::Regular(file) => (kind.is_file(), Some(file.size), true),
-        Node::Symlink(target) => (kind.is_symlink(), u64::try_from(target.len()).ok(), true),
-        Node::CharDevice(_) => (kind.is_char_device(), None, true),
-        Node::BlockDevice(_) => (kind.is_block_device(), None, true),
-        Node::Fifo => (kind.is_fifo(), None, true),
-        Node::Socket => (kind.is_socket(), None, true),
-        Node::Whiteout => (kind.is_char_device() && found.rdev() == 0, None, false),
-        Node::LinkBelow(_) => (true, None, false),
-    };
-    let metadata = &inode.metadata;
-    if !is_of_kind {
-        return Some("kind");
-    }
-    if size.is_some_and(|size| size != found.len()) {
-        return Some("size");
-    }
-    if stated && (metadata.uid, metadata.gid) != (found.uid(), found.gid()) {
-        return Some("owner");
-    }
-    // Linux has no modes of symbolic links.
-    let has_mode = stated && !kind.is_symlink();
-    (has_mode && u32::from(metadata.mode) != found.mode() & 0o7777).then_some("mode")
 }
 
 /// Where two trees differ first; none where they are the same files under the same names.

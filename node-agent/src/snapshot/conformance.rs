@@ -8,6 +8,7 @@ mod compare;
 mod fixture;
 mod generated;
 mod reference;
+mod rot;
 mod sizes;
 mod tarball;
 
@@ -35,6 +36,7 @@ fn agree(layers: &Layers) {
         let shown = bench.mount(driver, layers);
         compare::same(&tar, shown.root(), driver, Leeway::None);
         compare::same(&umoci, shown.root(), driver, Leeway::EmptyAttributes);
+        bench.assert_sound(driver, layers);
     }
     checked_by::erofs_utils(&bench.layout(Driver::Erofs), &layers.image());
 }
@@ -46,6 +48,7 @@ fn agree_with(reference: fn(&Layers, &Path) -> PathBuf, layers: &Layers) {
     for driver in [Driver::Erofs, Driver::Directory] {
         let shown = bench.mount(driver, layers);
         compare::same(&expected, shown.root(), driver, Leeway::None);
+        bench.assert_sound(driver, layers);
     }
     checked_by::erofs_utils(&bench.layout(Driver::Erofs), &layers.image());
 }

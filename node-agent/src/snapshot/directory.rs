@@ -7,19 +7,24 @@
 //! Locks: one a layer while it is put in its place (see `publication.rs`).
 //! Recovery: nothing is kept in memory, and nothing is mounted.
 
+mod check;
+mod data;
 mod patch;
 mod patch_files;
 mod planting;
+mod sums;
 mod unpack;
 
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 
-use self::unpack::Unpacker;
+use self::sums::Sums;
+use self::unpack::{Unpacked, Unpacker};
 use super::erofs_driver::{Unfinished, layer_of};
 use super::layer_stream::LayerStream;
 use super::publication::Publication;
 use super::{
-    Condition, Driver, ImageLayers, Layer, LayerWriter, Limits, Mend, MountedImage, SnapshotError, Snapshotter, check,
+    Condition, Driver, ImageLayers, Layer, LayerWriter, Limits, Mend, MountedImage, SnapshotError, Snapshotter,
     layer_index, merge,
 };
 use crate::digest::Digest;
@@ -48,24 +53,71 @@ impl DirectorySnapshotter {
         Self { layout, limits, publication }
     }
 
-    fn make_patch(&self, image: &ImageLayers, directory: &std::path::Path) -> Result<(), SnapshotError> {
+    /// What goes on top of an image's layers, with the layers.
+    fn patch(&self, image: &ImageLayers) -> Result<Patch, SnapshotError> {
         let trees = layer_index::read_all(image, &self.limits, |diff_id| {
             self.layer(diff_id).ok_or(SnapshotError::MissingLayer(*diff_id))?;
             layer_index::read(&self.layout, diff_id)
         })?;
         let merged = merge::merge(&trees)?;
         let stacked = merge::merge(&patch::as_stacked(&trees, &image.diff_ids))?;
+        let files = image.diff_ids.iter().map(|diff_id| self.layout.layer(diff_id).files()).collect();
+        // Where there are no layers, an overlay needs something to stand on.
+        let tree = patch::between(&stacked, &merged, &patch::with_whiteouts(&trees))
+            .or_else(|| image.diff_ids.is_empty().then(Tree::new));
+        Ok(Patch { tree, trees, files })
+    }
+
+    fn make_patch(&self, image: &ImageLayers, directory: &Path) -> Result<(), SnapshotError> {
+        let Patch { tree, trees, files } = self.patch(image)?;
         durable::create_unfinished_directory(directory)
             .map_err(|error| SnapshotError::io("create", directory, 0, error))?;
-        if let Some(patch) = patch::between(&stacked, &merged, &patch::with_whiteouts(&trees)) {
-            let files: Vec<PathBuf> = image.diff_ids.iter().map(|diff_id| self.layout.layer(diff_id).files()).collect();
-            patch_files::write(&directory.join(PATCH), &patch, &trees, &files)?;
-        } else if image.diff_ids.is_empty() {
-            // An overlay needs something to stand on.
-            patch_files::write(&directory.join(PATCH), &Tree::new(), &[], &[])?;
+        match tree {
+            Some(tree) => patch_files::write(&directory.join(PATCH), &tree, &trees, &files),
+            None => Ok(()),
         }
-        Ok(())
     }
+
+    /// What is wrong with what was made of an image.
+    fn patch_fault(&self, image: &ImageLayers) -> Result<Option<String>, SnapshotError> {
+        let place = self.layout.image_directories(&image.manifest);
+        if !place.is_dir() {
+            return Ok(Some("it is gone".to_owned()));
+        }
+        let Patch { tree, trees, files } = self.patch(image)?;
+        let path = place.join(PATCH);
+        match (tree, path.is_dir()) {
+            (Some(tree), true) => patch_files::fault(&path, &tree, &trees, &files),
+            (Some(_), false) => Ok(Some("what goes on top is gone".to_owned())),
+            (None, true) => Ok(Some("nothing should go on top".to_owned())),
+            (None, false) => Ok(None),
+        }
+    }
+
+    /// What is wrong with a layer that has digests.
+    fn layer_fault(
+        &self,
+        diff_id: &Digest,
+        sums: &Sums,
+        read: &mut dyn FnMut(u64),
+    ) -> Result<Option<String>, SnapshotError> {
+        let paths = self.layout.layer(diff_id);
+        let index =
+            std::fs::read(paths.index()).map_err(|error| SnapshotError::io("read", &paths.index(), 0, error))?;
+        if Digest::of(&index) != sums.index {
+            return Ok(Some("index of the layer: it has another digest".to_owned()));
+        }
+        let tree = layer_index::read(&self.layout, diff_id)?;
+        check::fault(&paths.files(), &tree, &mut |file, path| data::has_digest(file, path, sums, read))
+    }
+}
+
+/// What goes on top of an image's layers: nothing, where their directories show what they should.
+struct Patch {
+    tree: Option<Tree>,
+    trees: Vec<Tree>,
+    /// The unpacked layers.
+    files: Vec<PathBuf>,
 }
 
 impl Snapshotter for DirectorySnapshotter {
@@ -144,28 +196,36 @@ impl Snapshotter for DirectorySnapshotter {
 
     fn check_layer(&self, diff_id: &Digest, _: Mend, read: &mut dyn FnMut(u64)) -> Result<Condition, SnapshotError> {
         let paths = self.layout.layer(diff_id);
-        let tree = match layer_index::read(&self.layout, diff_id) {
-            Ok(tree) => tree,
+        let sums = match sums::read(&paths.sums()) {
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                return Ok(Condition::Damaged("the digests of its files are not what was written".to_owned()));
+            }
+            other => other.map_err(|error| SnapshotError::io("read", &paths.sums(), 0, error))?,
+        };
+        let checked = match &sums {
+            Some(sums) => self.layer_fault(diff_id, sums, read),
+            None => layer_index::read(&self.layout, diff_id)
+                .and_then(|tree| check::fault(&paths.files(), &tree, &mut |_, _| Ok(true))),
+        };
+        match checked {
+            Ok(Some(fault)) => Ok(Condition::Damaged(fault)),
+            Ok(None) => Ok(if sums.is_some() { Condition::Sound } else { Condition::Unhashed }),
             // Nothing is left that it could be made from.
             Err(error @ (SnapshotError::CorruptIndex { .. } | SnapshotError::MissingLayer(_))) => {
-                return Ok(Condition::Damaged(format!("index of the layer: {}", crate::chain::Chain(&error))));
+                Ok(Condition::Damaged(format!("index of the layer: {}", crate::chain::Chain(&error))))
             }
-            Err(error) => return Err(error),
-        };
-        let fault = check::files_fault(&paths.files(), &tree)?;
-        read(self.layer(diff_id).map_or(0, |layer| layer.size_bytes));
-        Ok(fault.map_or(Condition::Unhashed, Condition::Damaged))
+            Err(error) => Err(error),
+        }
     }
 
     fn check_image(&self, image: &ImageLayers, mend: Mend) -> Result<Condition, SnapshotError> {
-        let place = self.layout.image_directories(&image.manifest);
-        if place.is_dir() {
-            return Ok(Condition::Unhashed);
-        }
+        let Some(fault) = self.patch_fault(image)? else { return Ok(Condition::Sound) };
         if mend == Mend::Yes {
+            let place = self.layout.image_directories(&image.manifest);
+            durable::remove(&place).map_err(|error| SnapshotError::io("remove", &place, 0, error))?;
             self.compose(image)?;
         }
-        Ok(Condition::Derived { why: "the image's directory is gone".to_owned(), mended: mend == Mend::Yes })
+        Ok(Condition::Derived { why: format!("directory of the image: {fault}"), mended: mend == Mend::Yes })
     }
 
     fn hide_layer(&self, diff_id: &Digest) -> Result<Option<PathBuf>, SnapshotError> {
@@ -192,9 +252,9 @@ impl LayerWriter for Writer {
         if read.diff_id != *expected {
             return Err(SnapshotError::DiffIdMismatch { expected: *expected, actual: read.diff_id });
         }
-        let file_bytes = read.unpack.finish(&read.tree)?;
+        let unpacked = read.unpack.finish(&read.tree)?;
         let index_bytes = layer_index::write(&self.paths.index(), &read.tree, &[])?;
-        let disk_bytes = file_bytes + index_bytes;
+        let disk_bytes = unpacked.bytes + index_bytes + write_sums(&self.paths, &unpacked)?;
         let meta =
             LayerMeta { diff_id: expected.to_string(), size_bytes: read.bytes, disk_bytes, driver: NAME.to_owned() };
         layer_index::write_meta(&self.paths, &meta)?;
@@ -202,4 +262,11 @@ impl LayerWriter for Writer {
         drop(self.unfinished);
         Ok(Layer { diff_id: *expected, size_bytes: read.bytes, disk_bytes })
     }
+}
+
+/// Writes the digests of what a layer was unpacked to; says how long they are.
+fn write_sums(paths: &LayerPaths, unpacked: &Unpacked) -> Result<u64, SnapshotError> {
+    let io = |action, path: &Path, error| SnapshotError::io(action, path, 0, error);
+    let index = std::fs::read(paths.index()).map_err(|error| io("read", &paths.index(), error))?;
+    sums::write(&paths.sums(), &Digest::of(&index), &unpacked.sums).map_err(|error| io("write", &paths.sums(), error))
 }

@@ -5,7 +5,7 @@
 //! lock                             held by the one process that uses the store
 //! index/                           derived; may be deleted at any time
 //! manifests/sha256/<hex>           manifests and configurations, by digest
-//! layers/<hex>/                    a finished layer: layer.erofs, layer.tar or fs/, meta.json
+//! layers/<hex>/                    a finished layer: layer.erofs, layer.tar or fs/ and layer.sums, meta.json
 //! images/<hex>.json                an image's layers, by the digest of its manifest
 //! images/<hex>.erofs, <hex>.dirs/  what is derived from them
 //! caches/<id>.json                 what an image cache holds
@@ -197,6 +197,11 @@ impl LayerPaths {
     /// The unpacked files, where the layer is kept so.
     pub fn files(&self) -> PathBuf {
         self.directory.join("fs")
+    }
+
+    /// Digests of the unpacked files.
+    pub fn sums(&self) -> PathBuf {
+        self.directory.join("layer.sums")
     }
 
     /// What the layer says of itself; a layer without it is not one.

@@ -1,7 +1,7 @@
 //! Damage of every kind, found and put right. Mounts real images, so these tests run as root.
 
 use std::{
-    fs,
+    fs::{self, File},
     io::{Seek as _, Write as _},
     path::Path,
 };
@@ -12,7 +12,10 @@ use crate::{
         Images as _,
         tests::{gzip, image_config, push_layers, wish},
     },
-    registry::{RegistryClient, RegistryConfig, test_registry::TestRegistry},
+    registry::{
+        RegistryClient, RegistryConfig,
+        test_registry::{Door, TestRegistry},
+    },
     snapshot::{DriverChoice, Limits},
     store::Store,
 };
@@ -178,15 +181,17 @@ async fn what_cannot_be_fetched_goes_unless_it_is_used() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn unpacked_files_are_compared_with_their_index() {
+async fn one_changed_byte_of_an_unpacked_file_is_found_and_put_right() {
     let bench = Bench::new(DriverChoice::Directory).await;
     let image = bench.pull().await;
-    let expected = Verified { layers: 2, unhashed_layers: 2, images: 1, documents: 2, ..Verified::default() };
-    let (verified, found) = bench.verify(Mend::No).await;
-    assert_eq!((Verified { bytes: 0, ..verified }, found), (expected, Vec::new()));
+    // What is read is the two files.
+    let expected = Verified { layers: 2, bytes: 2 * 27_000, images: 1, documents: 2, ..Verified::default() };
+    assert_eq!(bench.verify(Mend::No).await, (expected, Vec::new()));
     let subject = Subject::Layer(bench.diff_ids[0]);
     let file = bench.store.layout().layer(&bench.diff_ids[0]).files().join("one");
-    fs::write(&file, b"short").unwrap();
+    let time = fs::metadata(&file).unwrap().modified().unwrap();
+    damage(&file);
+    File::options().write(true).open(&file).unwrap().set_modified(time).unwrap();
     assert_eq!(bench.verify(Mend::No).await.1, [(subject.clone(), Outcome::Told)]);
     let (_, found) = bench.verify(Mend::Yes).await;
     assert!(matches!(&found[..], [(_, Outcome::Left(why))] if why.contains("use its files")), "{found:?}");
@@ -194,6 +199,32 @@ async fn unpacked_files_are_compared_with_their_index() {
     bench.unused().await;
     assert_eq!(bench.verify(Mend::Yes).await.1, [(subject, Outcome::Repaired)]);
     assert_eq!(fs::read_to_string(file).unwrap(), "one".repeat(9000));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_containers_stand_on_is_not_made_anew_under_them() {
+    let bench = Bench::new(DriverChoice::Directory).await;
+    let image = bench.pull().await;
+    let place = bench.store.layout().image_directories(&bench.manifest);
+    fs::create_dir(place.join("fs")).unwrap();
+    let (_, found) = bench.verify(Mend::Yes).await;
+    assert!(matches!(&found[..], [(_, Outcome::Left(why))] if why.contains("use its files")), "{found:?}");
+    assert!(place.join("fs").exists());
+    drop(image);
+    bench.unused().await;
+    assert_eq!(bench.verify(Mend::Yes).await.1, [(Subject::Image(bench.manifest), Outcome::Repaired)]);
+    assert_eq!(bench.verify(Mend::No).await.1, []);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_registry_that_wants_a_login_is_named_with_what_to_do() {
+    let bench = Bench::new(DriverChoice::Erofs).await;
+    let _image = bench.pull().await;
+    damage(&bench.store.layout().layer(&bench.diff_ids[0]).tar());
+    bench.registry.set_door(Door::Bearer("me:secret".to_owned(), None));
+    let (_, found) = bench.verify(Mend::Yes).await;
+    let [(_, Outcome::Left(why))] = &found[..] else { panic!("{found:?}") };
+    assert!(why.contains("a repair has the logins of this node alone"), "{why}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -10,7 +10,8 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::digest::Digest;
 use crate::snapshot::{
-    DirectorySnapshotter, Driver, ErofsSnapshotter, ImageLayers, Layer, Limits, SnapshotError, Snapshotter,
+    Condition, DirectorySnapshotter, Driver, ErofsSnapshotter, ImageLayers, Layer, Limits, Mend, SnapshotError,
+    Snapshotter,
 };
 use crate::store::layout::Layout;
 
@@ -219,7 +220,7 @@ pub(super) fn sparse_files(root: &Path) {
 }
 
 /// Gives every file a time in the past with odd nanoseconds, so that a time that was not kept is seen.
-fn age(root: &Path) {
+pub(super) fn age(root: &Path) {
     let output = Command::new("find")
         .arg(root)
         .args(["-depth", "-exec", "touch", "-h", "-d", "2019-03-04 05:06:07.123456789Z", "{}", "+"])
@@ -357,6 +358,17 @@ impl Bench {
         let options = std::ffi::CString::new(options).expect("no zero bytes");
         mount("overlay", &overlay, "overlay", MountFlags::RDONLY, Some(options.as_c_str())).expect("overlay");
         Shown { overlay, driver: snapshotter, image }
+    }
+
+    /// What has been ingested and mounted is what it was made from, to the last byte.
+    pub(super) fn assert_sound(&self, driver: Driver, layers: &Layers) {
+        let (snapshotter, image) = (self.driver(driver), layers.image());
+        for diff_id in &image.diff_ids {
+            let condition = snapshotter.check_layer(diff_id, Mend::No, &mut |_| ()).expect("readable");
+            assert_eq!(condition, Condition::Sound, "{driver:?}");
+        }
+        let condition = snapshotter.check_image(&image, Mend::No).expect("readable");
+        assert_eq!(condition, Condition::Sound, "{driver:?}");
     }
 
     /// Neither layers, images nor anything in progress.

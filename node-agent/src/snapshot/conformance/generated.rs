@@ -358,6 +358,7 @@ fn check(seed: u64) {
         for (expected, leeway) in &references {
             compare::same(expected, shown.root(), driver, *leeway);
         }
+        bench.assert_sound(driver, &layers);
     }
     checked_by::erofs_utils(&bench.layout(Driver::Erofs), &layers.image());
 }

@@ -3,15 +3,19 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FileType;
 
 use super::planting::Bed;
-use crate::erofs::tree::{Data, DeviceNumber, InodeId, Node, Order, Regular, Tree};
+use super::{check, data};
+use crate::erofs::tree::{DeviceNumber, InodeId, Node, Order, Regular, Tree};
 use crate::snapshot::SnapshotError;
+
+/// How much is compared at a time.
+const PIECE_BYTES: usize = 64 << 10;
 
 /// Makes the directory `path` from the patch. `files` are the unpacked layers, `layers` their trees, the lowest first.
 pub(super) fn write(path: &Path, patch: &Tree, layers: &[Tree], files: &[PathBuf]) -> Result<(), SnapshotError> {
@@ -60,7 +64,7 @@ fn sources(layers: &[Tree]) -> Sources {
     for (index, layer) in layers.iter().enumerate() {
         let Ok(()) = layer.visit(Order::DirectoriesFirst, |path, id| {
             if let Node::Regular(file) = &layer.inode(id).node
-                && let Some((_, block)) = first_block(file)
+                && let Some((_, block)) = data::first_block(file)
             {
                 sources.insert((index, block), path.to_vec());
             }
@@ -70,20 +74,49 @@ fn sources(layers: &[Tree]) -> Sources {
     sources
 }
 
-fn first_block(file: &Regular) -> Option<(u16, u64)> {
-    match &file.data {
-        Data::Contiguous { device, block } => Some((*device, *block)),
-        Data::Sparse(extents) => extents.first().map(|extent| (extent.device, extent.block)),
-    }
-}
-
 fn copy(file: &Regular, sources: &Sources, files: &[PathBuf], mut to: File) -> io::Result<()> {
-    if let Some((device, block)) = first_block(file) {
-        let device = usize::from(device);
-        let source = sources.get(&(device, block)).zip(files.get(device));
-        let (path, root) = source.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
-        let mut from = File::open(root.join(std::ffi::OsStr::from_bytes(path)))?;
+    if let Some(mut from) = source(file, sources, files)? {
         io::copy(&mut from, &mut to)?;
     }
     to.set_len(file.size)
+}
+
+/// The file of a layer that a file of the patch is a copy of; none where it has no data.
+fn source(file: &Regular, sources: &Sources, files: &[PathBuf]) -> io::Result<Option<File>> {
+    let Some((device, block)) = data::first_block(file) else { return Ok(None) };
+    let device = usize::from(device);
+    let source = sources.get(&(device, block)).zip(files.get(device));
+    let (path, root) = source.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+    File::open(root.join(std::ffi::OsStr::from_bytes(path))).map(Some)
+}
+
+/// What is wrong with the directory `path` that [`write`] has made.
+pub(super) fn fault(
+    path: &Path,
+    patch: &Tree,
+    layers: &[Tree],
+    files: &[PathBuf],
+) -> Result<Option<String>, SnapshotError> {
+    let sources = sources(layers);
+    check::fault(path, patch, &mut |file, path| {
+        let copy = File::open(path)?;
+        source(file, &sources, files)?.map_or(Ok(true), |original| is_copy(original, copy))
+    })
+}
+
+fn is_copy(mut original: File, mut copy: File) -> io::Result<bool> {
+    let (mut one, mut other) = (vec![0; PIECE_BYTES], vec![0; PIECE_BYTES]);
+    loop {
+        let length = original.read(&mut one)?;
+        if length == 0 {
+            return Ok(copy.read(&mut other)? == 0);
+        }
+        match copy.read_exact(&mut other[..length]) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
+            other => other?,
+        }
+        if one[..length] != other[..length] {
+            return Ok(false);
+        }
+    }
 }

@@ -19,7 +19,7 @@ use crate::snapshot::SnapshotError;
 use crate::store::durable;
 
 /// What overlayfs reads on a directory that hides those below it.
-const OPAQUE: &str = "trusted.overlay.opaque";
+pub(super) const OPAQUE: &str = "trusted.overlay.opaque";
 
 /// Where so much is free, a disk is not full for a file's attributes.
 const XATTRS_AND_MORE: u64 = 1 << 20;
@@ -271,7 +271,7 @@ fn descriptor_path(parent: &OwnedFd, name: &[u8]) -> Vec<u8> {
     [format!("/proc/self/fd/{}/", parent.as_raw_fd()).as_bytes(), name].concat()
 }
 
-fn times(metadata: &Metadata) -> Timestamps {
+pub(super) fn times(metadata: &Metadata) -> Timestamps {
     let time = Timespec { tv_sec: metadata.mtime.seconds, tv_nsec: i64::from(metadata.mtime.nanoseconds) };
     Timestamps { last_access: time, last_modification: time }
 }
