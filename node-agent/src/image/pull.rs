@@ -89,8 +89,22 @@ enum Pass {
     /// Again, from the first byte or from what is kept.
     Again,
     Failed(PullError),
+    /// It failed, and what was kept of an earlier transfer may be the cause: it may be torn.
+    Doubtful(PullError),
     /// The errors are the sources'.
     Unserved,
+}
+
+impl Pass {
+    /// The end of a pass that began with what was kept: it fails before all has come, and so before its digest tells.
+    fn of_kept(err: PullError) -> Self {
+        let may_be_torn = matches!(
+            err,
+            PullError::Inflate { .. }
+                | PullError::Snapshot(SnapshotError::MalformedTar(_) | SnapshotError::LimitExceeded(_))
+        );
+        if may_be_torn { Self::Doubtful(err) } else { Self::Failed(err) }
+    }
 }
 
 impl Puller {
@@ -123,6 +137,13 @@ impl Puller {
                 Err(Pass::Failed(PullError::Snapshot(SnapshotError::DiskFull { needed_bytes, .. })))
                     if self.make_room(needed_bytes.saturating_add(kept_bytes(lease.as_ref(), layer))).await =>
                 {
+                    progress.set(0);
+                }
+                Err(Pass::Doubtful(err)) => {
+                    let blob = layer.blob.digest;
+                    tracing::warn!(%blob, error = %crate::chain::Chain(&err), "what was kept of a download is no good");
+                    // Without a lease nothing is kept, so this comes once.
+                    self.forget_partial(lease.take().as_ref(), layer.blob.digest).await;
                     progress.set(0);
                 }
                 Err(Pass::Failed(err)) => {
@@ -168,6 +189,8 @@ impl Puller {
             None => None,
         };
         let kept = partial.as_ref().map(|partial| Kept { path: partial.path().to_owned(), bytes: partial.bytes() });
+        let begins_with_kept = kept.as_ref().is_some_and(|kept| kept.bytes > 0);
+        let failed: fn(PullError) -> Pass = if begins_with_kept { Pass::of_kept } else { Pass::Failed };
         let (sender, receiver) = mpsc::channel(PIECES);
         let unpack =
             Unpack { store: Arc::clone(&self.store), snapshotter: Arc::clone(&self.snapshotter), layer: *layer };
@@ -181,7 +204,7 @@ impl Puller {
             // The other side is gone because it failed, and knows why; or it is done.
             Ok(()) | Err(Stopped::Closed) => {
                 let interrupted = PullError::Interrupted(layer.blob.digest);
-                return unpacked.unwrap_or(Err(interrupted)).map_err(Pass::Failed);
+                return unpacked.unwrap_or(Err(interrupted)).map_err(failed);
             }
             Err(stopped) => stopped,
         };

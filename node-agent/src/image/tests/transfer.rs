@@ -49,6 +49,19 @@ fn range(from: usize) -> Option<String> {
 }
 
 #[tokio::test]
+async fn what_a_power_cut_has_torn_is_fetched_again() {
+    let (registry, bench) = (TestRegistry::start().await, Bench::new().await);
+    let plain = noise(7, LARGE);
+    let packed = gzip(&plain);
+    let pushed = push_layers(&registry, "a", "v1", &[(plain, packed.clone())]);
+    // The start is right, so that it is known for what it is.
+    let torn = [&packed[..1000], &[0; 1 << 20]].concat();
+    std::fs::write(bench.store.layout().partial(&pushed.blobs[0]), torn).unwrap();
+    bench.pull(&format!("{}/a:v1", registry.host())).await.unwrap();
+    assert_eq!(bench.partials(), Vec::<u64>::new());
+}
+
+#[tokio::test]
 async fn another_mirror_goes_on_where_the_first_broke_off() {
     let mirrored = Mirrored::new().await;
     let blob = mirrored.push().blobs[0].to_string();
