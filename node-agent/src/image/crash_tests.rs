@@ -2,10 +2,12 @@
 //! random. What was told to be there is there and whole, nothing is left over, and the work can go on.
 //!
 //! Everything is real but the registry: the pull, the files, the mounts (so these tests run as root). Lives that are to be
-//! killed are processes of their own: this test program once more, told what to do by its environment.
+//! killed are processes of their own: this test program once more, told what to do by its environment. Both drivers go
+//! through all of it.
 
 mod kill;
 mod power_cut;
+mod repair;
 mod soak;
 
 use std::{
@@ -22,9 +24,10 @@ use super::{
 };
 use crate::{
     registry::{RegistryClient, RegistryConfig, test_registry::TestRegistry},
-    snapshot::{ErofsSnapshotter, Limits, Mend, Snapshotter},
+    snapshot::{self, DirectorySnapshotter, Driver, ErofsSnapshotter, Limits, Mend, Snapshotter},
     store::{
         Store,
+        eviction::Rules,
         layout::{PARTIAL, UNFINISHED},
     },
 };
@@ -34,11 +37,12 @@ use crate::{
 struct Place {
     store: PathBuf,
     mounts: PathBuf,
+    driver: Driver,
 }
 
 impl Place {
-    fn below(folder: &Path) -> Self {
-        let place = Self { store: folder.join("store"), mounts: folder.join("mounts") };
+    fn below(folder: &Path, driver: Driver) -> Self {
+        let place = Self { store: folder.join("store"), mounts: folder.join("mounts"), driver };
         std::fs::create_dir_all(&place.store).unwrap();
         place
     }
@@ -61,8 +65,11 @@ struct Life {
 impl Life {
     async fn begin(place: &Place) -> Self {
         let store = Arc::new(Store::open(&place.store).unwrap());
-        let snapshotter: Arc<dyn Snapshotter> =
-            Arc::new(ErofsSnapshotter::new(store.layout().clone(), place.mounts.clone(), Limits::default()));
+        let (layout, limits) = (store.layout().clone(), Limits::default());
+        let snapshotter: Arc<dyn Snapshotter> = match place.driver {
+            Driver::Erofs => Arc::new(ErofsSnapshotter::new(layout, place.mounts.clone(), limits)),
+            Driver::Directory => Arc::new(DirectorySnapshotter::new(layout, limits)),
+        };
         let registries = RegistryClient::new(RegistryConfig {
             hosts: None,
             stall: Duration::from_secs(5),
@@ -105,8 +112,24 @@ impl Life {
         drop(self.service.ensure(wish(reference), progress).await.unwrap());
     }
 
-    /// Removes everything that nobody uses, once what has been pulled is no longer in use.
+    /// Removes everything that nobody uses.
     async fn prune(&self, used_layers: usize) {
+        self.until_unused(used_layers).await;
+        self.service.prune(inventory::Prune::Remove).await.unwrap();
+    }
+
+    /// Removes what nobody uses as on a disk that is nearly full.
+    async fn collect(&self, used_layers: usize) {
+        self.until_unused(used_layers).await;
+        let rules = Rules { high_percent: 0, low_percent: 0, min_age_seconds: 0, max_age_seconds: None };
+        let (store, snapshotter) = (Arc::clone(&self.store), Arc::clone(&self.service.snapshotter));
+        let collect = move || snapshot::collect(&store, snapshotter.as_ref(), &rules, pull::unix_seconds());
+        let collected = tokio::task::spawn_blocking(collect).await.unwrap().unwrap();
+        assert!(collected.wanted_bytes > 0, "the disk of a test is not empty");
+    }
+
+    /// Waits until what has been pulled is no longer in use.
+    async fn until_unused(&self, used_layers: usize) {
         let unused = async {
             // The use of an image ends in the background, which tells nobody.
             while self.store.pins().pinned().len() > used_layers {
@@ -114,7 +137,6 @@ impl Life {
             }
         };
         tokio::time::timeout(Duration::from_secs(30), unused).await.unwrap();
-        self.service.prune(inventory::Prune::Remove).await.unwrap();
     }
 
     /// Everything is what it says it is, nothing is half there, and these caches are Ready.
@@ -161,8 +183,17 @@ fn leftovers(place: &Place) -> Vec<String> {
 
 /// A layer of one file, which is different for each seed.
 fn layer(seed: u64) -> (Vec<u8>, Vec<u8>) {
+    layer_of(seed, 20_000)
+}
+
+/// A layer whose download goes on where it broke off.
+fn large_layer(seed: u64) -> (Vec<u8>, Vec<u8>) {
+    layer_of(seed, 3 << 20)
+}
+
+fn layer_of(seed: u64, bytes: usize) -> (Vec<u8>, Vec<u8>) {
     let mut tar = tar::Builder::new(Vec::new());
-    let content = noise(seed, 20_000);
+    let content = noise(seed, bytes);
     let mut header = tar::Header::new_gnu();
     header.set_mode(0o644);
     header.set_size(content.len() as u64);
@@ -172,21 +203,25 @@ fn layer(seed: u64) -> (Vec<u8>, Vec<u8>) {
     (plain, packed)
 }
 
-/// Two images with a layer in common.
-async fn two_images() -> TestRegistry {
+/// Images with a layer in common.
+async fn images() -> TestRegistry {
     let registry = TestRegistry::start().await;
-    push_layers(&registry, "kept", "v1", &[layer(1), layer(2)]);
+    push_layers(&registry, "kept", "v1", &[layer(1), large_layer(2)]);
     push_layers(&registry, "passing", "v1", &[layer(1), layer(3), layer(4)]);
+    push_layers(&registry, "passing", "v2", &[layer(1), layer(5)]);
     registry
 }
 
-/// What a life does: a cache that stays, a pod that passes, and the end of what the pod has left. `tell` is called when
+/// What a life does: a cache that stays, two pods that pass, and the end of what these have left. `tell` is called when
 /// something is promised.
 async fn work(life: &Life, registry: &str, tell: impl Fn(&'static str)) {
     life.cache("imc-1", &format!("{registry}/kept:v1")).await;
     tell("cached");
     life.pull(&format!("{registry}/passing:v1")).await;
     tell("pulled");
+    life.collect(2).await;
+    tell("collected");
+    life.pull(&format!("{registry}/passing:v2")).await;
     life.prune(2).await;
     tell("pruned");
 }

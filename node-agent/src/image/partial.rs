@@ -22,7 +22,10 @@ use tokio::time::Instant;
 use super::pull_plan::Content;
 use crate::{
     digest::Digest,
-    store::{Store, durable},
+    store::{
+        Store, durable,
+        steps::{Step, passed},
+    },
 };
 
 /// Less than this is fetched again sooner than it is kept.
@@ -224,6 +227,7 @@ impl Partial {
                 return;
             }
         };
+        passed(Step::File(&self.path));
         if let Keeping::Undecided(held) = std::mem::replace(&mut self.keeping, Keeping::Kept(file)) {
             held.iter().for_each(|data| self.write(data));
         }
@@ -232,7 +236,13 @@ impl Partial {
     fn write(&mut self, data: &Bytes) {
         let Keeping::Kept(file) = &mut self.keeping else { return };
         match file.write_all(data) {
-            Ok(()) => self.bytes += u64::try_from(data.len()).unwrap_or(u64::MAX),
+            Ok(()) => {
+                let before = self.bytes / WORTH_KEEPING;
+                self.bytes += u64::try_from(data.len()).unwrap_or(u64::MAX);
+                if self.bytes / WORTH_KEEPING > before {
+                    passed(Step::Mark("more of a download is kept"));
+                }
+            }
             Err(err) => {
                 tracing::debug!(path = %self.path.display(), %err, "keep no more of a download");
                 self.remove();

@@ -6,6 +6,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read as _};
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
@@ -138,6 +139,16 @@ pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
 pub fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()?;
     passed(Step::SyncDirectory(path));
+    Ok(())
+}
+
+/// Makes a directory and everything in it durable, given open.
+///
+/// # Errors
+/// What the file system says.
+pub fn sync_tree(directory: impl AsFd, path: &Path) -> io::Result<()> {
+    rustix::fs::syncfs(directory)?;
+    passed(Step::SyncTree(path));
     Ok(())
 }
 

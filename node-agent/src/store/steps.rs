@@ -23,6 +23,8 @@ pub(crate) enum Step<'a> {
     SyncFile(&'a File),
     /// The names in a directory were made durable.
     SyncDirectory(&'a Path),
+    /// A directory with all in it was made durable.
+    SyncTree(&'a Path),
     /// Something got another name.
     Rename(&'a Path, &'a Path),
     /// A file, or a directory with all in it, was removed.

@@ -9,7 +9,7 @@ use std::{
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
 use super::{
-    kill::{FOLDER, REGISTRY, start},
+    kill::{start, told},
     *,
 };
 
@@ -35,19 +35,14 @@ async fn registry() -> TestRegistry {
 /// is a test of its own: a short life that nothing happens to.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn life() {
-    match (std::env::var_os(FOLDER), std::env::var(REGISTRY)) {
-        (Some(folder), Ok(registry)) => {
-            let place = std::mem::ManuallyDrop::new(Place::below(Path::new(&folder)));
-            let seed = std::env::var(SEED).unwrap().parse().unwrap();
-            Busy::begin(&place, &registry, seed).await.go_on(usize::MAX).await;
-        }
-        _ => {
-            let (registry, folder) = (registry().await, tempfile::tempdir().unwrap());
-            let place = Place::below(folder.path());
-            Busy::begin(&place, &registry.host(), 1).await.go_on(30).await;
-            assert_eq!(leftovers(&place), [""; 0]);
-        }
+    if let Some((place, registry)) = told() {
+        let seed = std::env::var(SEED).unwrap().parse().unwrap();
+        return Busy::begin(&place, &registry, seed).await.go_on(usize::MAX).await;
     }
+    let (registry, folder) = (registry().await, tempfile::tempdir().unwrap());
+    let place = Place::below(folder.path(), Driver::Erofs);
+    Busy::begin(&place, &registry.host(), 1).await.go_on(30).await;
+    assert_eq!(leftovers(&place), [""; 0]);
 }
 
 struct Busy {
@@ -103,12 +98,22 @@ fn end_somewhere(mut child: Child, after: Duration, caches: &mut BTreeSet<String
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_outlives_kills_at_random() {
+    outlives_kills(Driver::Erofs).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_of_directories_outlives_kills_at_random() {
+    outlives_kills(Driver::Directory).await;
+}
+
+async fn outlives_kills(driver: Driver) {
     let kills = std::env::var(KILLS).map_or(KILLS_BY_DEFAULT, |count| count.parse().expect(KILLS));
     let (registry, folder) = (registry().await, tempfile::tempdir().unwrap());
-    let (place, mut caches, mut random) = (Place::below(folder.path()), BTreeSet::new(), StdRng::seed_from_u64(7));
+    let (place, mut caches, mut random) =
+        (Place::below(folder.path(), driver), BTreeSet::new(), StdRng::seed_from_u64(7));
     for kill in 0..kills {
-        let child =
-            start("image::crash_tests::soak::life", folder.path(), &registry.host(), &[(SEED, kill.to_string())]);
+        let seed = [(SEED, kill.to_string())];
+        let child = start("image::crash_tests::soak::life", folder.path(), driver, &registry.host(), &seed);
         let after = Duration::from_millis(random.random_range(0..120));
         caches = tokio::task::spawn_blocking(move || {
             end_somewhere(child, after, &mut caches);

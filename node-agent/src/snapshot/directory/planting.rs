@@ -225,9 +225,9 @@ impl Bed {
 
     /// Makes everything in it durable.
     pub(super) fn sync(&self) -> Result<(), SnapshotError> {
-        let synced = openat(&self.root, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-            .and_then(rustix::fs::syncfs);
-        synced.map_err(|error| self.failed("sync", b"", error))
+        let opened = openat(&self.root, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+        let opened = opened.map_err(|error| self.failed("open", b"", error))?;
+        durable::sync_tree(opened, &self.path).map_err(|error| self.io("sync", b"", error))
     }
 
     /// What went wrong with a file in it.

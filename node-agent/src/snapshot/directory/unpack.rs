@@ -40,7 +40,6 @@ pub(super) struct Unpacked {
 struct OpenFile {
     file: File,
     path: Vec<u8>,
-    size: u64,
     metadata: Metadata,
     sum: Sum,
 }
@@ -125,6 +124,7 @@ impl Unpacker {
 impl Unpack for Unpacker {
     fn entry(&mut self, entry: &Entry, change: &Change) -> Result<(), SnapshotError> {
         self.close()?;
+        passed(Step::Mark("a layer is unpacked in part"));
         match change {
             Change::Later => Ok(()),
             Change::Made(path) => self.make(entry, path),
@@ -138,7 +138,7 @@ impl Unpack for Unpacker {
     }
 
     fn data(&mut self, offset: u64, bytes: &[u8]) -> Result<(), SnapshotError> {
-        let Some(open) = &self.open else { return Ok(()) };
+        let Some(open) = &mut self.open else { return Ok(()) };
         self.bytes += bytes.len() as u64;
         open.sum.hash.update(bytes);
         open.file.write_all_at(bytes, offset).map_err(|error| self.bed.io("write", &open.path, error))

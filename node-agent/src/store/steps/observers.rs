@@ -13,9 +13,46 @@ pub(crate) enum Seen {
     Directory(PathBuf),
     SyncFile(PathBuf, Vec<u8>),
     SyncDirectory(PathBuf),
+    SyncTree(PathBuf, Copied),
     Rename(PathBuf, PathBuf),
     Remove(PathBuf),
     Mark(&'static str),
+}
+
+/// A directory as it was, with all in it.
+#[derive(Debug, Clone)]
+pub(crate) struct Copied(Arc<tempfile::TempDir>);
+
+impl Copied {
+    fn of(path: &Path) -> Self {
+        let copied = Self(Arc::new(tempfile::tempdir().expect("temporary directory")));
+        copy(path, &copied.path());
+        copied
+    }
+
+    fn path(&self) -> PathBuf {
+        self.0.path().join("copy")
+    }
+
+    /// Makes the directory again at this path.
+    pub(crate) fn put(&self, path: &Path) {
+        copy(&self.path(), path);
+    }
+}
+
+/// A moment has one copy.
+impl PartialEq for Copied {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Copied {}
+
+/// With all metadata.
+fn copy(from: &Path, to: &Path) {
+    let copied = std::process::Command::new("cp").arg("-a").arg(from).arg(to).status().expect("cp is installed");
+    assert!(copied.success(), "{}: {copied}", from.display());
 }
 
 type Steps = Arc<Mutex<Vec<Seen>>>;
@@ -59,6 +96,12 @@ pub(super) fn tell(step: Step<'_>) {
     if recorders.is_empty() {
         return;
     }
+    if let Step::SyncTree(path) = step
+        && !recorders.iter().any(|(folder, _)| path.starts_with(folder))
+    {
+        // A copy is made of what is looked at only.
+        return;
+    }
     let seen = own(step);
     for (folder, steps) in recorders.iter() {
         if seen.path().is_some_and(|path| path.starts_with(folder)) {
@@ -78,6 +121,7 @@ fn own(step: Step<'_>) -> Seen {
             Seen::SyncFile(path, std::fs::read(&descriptor).expect("read what was synced"))
         }
         Step::SyncDirectory(path) => Seen::SyncDirectory(path.to_owned()),
+        Step::SyncTree(path) => Seen::SyncTree(path.to_owned(), Copied::of(path)),
         Step::Rename(from, to) => Seen::Rename(from.to_owned(), to.to_owned()),
         Step::Remove(path) => Seen::Remove(path.to_owned()),
         Step::Mark(what) => Seen::Mark(what),
@@ -91,6 +135,7 @@ impl Seen {
             | Self::Directory(path)
             | Self::SyncFile(path, _)
             | Self::SyncDirectory(path)
+            | Self::SyncTree(path, _)
             | Self::Rename(path, _)
             | Self::Remove(path) => Some(path),
             Self::Mark(_) => None,

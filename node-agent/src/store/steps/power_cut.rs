@@ -1,6 +1,7 @@
 //! What is on a disk after the power was cut: a model of a file system that owes nothing but what was synced.
 //!
 //! - A file's content is there once it was synced after the last write; before that it may be there, in part or not at all.
+//! - A directory that was synced with all in it is there as it was, wherever it is found; before that it is not.
 //! - A name (made, renamed, removed) is there, or gone, once its directory was synced afterwards; before that each may or may
 //!   not be, whatever became of the others. Of the two names of a rename one is there until the old one's directory is synced:
 //!   the new one is not safe before its own is.
@@ -11,7 +12,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
-use super::observers::Seen;
+use super::observers::{Copied, Seen};
 
 type Id = usize;
 
@@ -43,6 +44,8 @@ enum Node {
     Directory,
     /// The content that was synced last.
     File(Option<Vec<u8>>),
+    /// A directory that was synced with all in it, and is changed no more.
+    Tree(Copied),
 }
 
 /// A file system, below one folder, that forgets.
@@ -91,6 +94,11 @@ impl Disk {
                 let Some(id) = self.find(path) else { return };
                 let edits = self.changes.iter_mut().flat_map(|change| &mut change.edits);
                 edits.filter(|edit| edit.directory == id).for_each(|edit| edit.is_durable = true);
+            }
+            Seen::SyncTree(path, copied) => {
+                self.add(path, Node::Tree(copied.clone()));
+                let edits = self.changes.last_mut().map(|change| &mut change.edits);
+                edits.into_iter().flatten().for_each(|edit| edit.is_durable = true);
             }
             Seen::Rename(from, to) => {
                 let (old, old_name) = self.place(from);
@@ -167,6 +175,7 @@ impl Disk {
                     self.write(*inner, names, coin, &path.join(name));
                 }
             }
+            Node::Tree(copied) => copied.put(path),
             Node::File(Some(content)) => fs::write(path, content).expect("write"),
             // Of the right length and without the right bytes, as delayed allocation leaves it, or empty.
             Node::File(None) => fs::write(path, if coin.keeps() { &[0; 700][..] } else { b"" }).expect("write"),
