@@ -282,9 +282,10 @@ impl From<layer_tree::LayerError> for SnapshotError {
         use layer_tree::LayerError;
         match error {
             LayerError::Tar(error) => error.into(),
-            LayerError::TooManyEntries { .. } | LayerError::TooMuchMetadata { .. } | LayerError::TooLong { .. } => {
-                Self::LimitExceeded(error.to_string())
-            }
+            LayerError::TooManyEntries { .. }
+            | LayerError::TooMuchMetadata { .. }
+            | LayerError::TooLong { .. }
+            | LayerError::BeyondIndex { .. } => Self::LimitExceeded(error.to_string()),
             LayerError::Path { .. }
             | LayerError::NotADirectory { .. }
             | LayerError::SymlinkLoop { .. }

@@ -50,13 +50,18 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     }
 }
 
-/// The store's own soak, which every run of the tests does a little of, for longer.
+/// A layer that is longer than 32 bits can count.
+const LARGE_LAYER_BYTES: u64 = 5 << 30;
+
+/// The store's own soak, which every run of the tests does a little of, for longer; and a layer of a length that is too much
+/// for every run.
 fn soak(kills: u32) -> anyhow::Result<()> {
     note(&format!(".. kill a process that works in a store {kills} times"));
     let mut cargo = workspace::cargo();
     // The whole workspace has the features that every other run of the tests has built already; one package has others.
-    cargo.args(["test", "--workspace", "--exclude", "larder-e2e", "--lib", "image::crash_tests::soak"]);
-    cargo.args(["--", "--nocapture"]);
+    cargo.args(["test", "--workspace", "--exclude", "larder-e2e", "--lib"]);
+    cargo.args(["--", "--nocapture", "image::crash_tests::soak", "a_long_layer"]);
+    cargo.env("LARDER_LARGE_LAYER_BYTES", LARGE_LAYER_BYTES.to_string());
     let status = cargo.env("LARDER_SOAK_KILLS", kills.to_string()).status().context("run cargo")?;
     ensure!(status.success(), "cargo test image::crash_tests::soak: {status}");
     Ok(())

@@ -7,7 +7,10 @@ use super::layer_tree::{Change, LayerBuilder, LayerError};
 use super::limits::Limits;
 use super::tar::{Entry, Visitor, Walker};
 use crate::digest::Digest;
-use crate::erofs::tree::Tree;
+use crate::erofs::tree::{BLOCK, Tree};
+
+/// A tar is no longer than this: its index numbers blocks in 32 bits, of which one number means a hole.
+const MAX_TAR_BYTES: u64 = u32::MAX as u64 * BLOCK;
 
 /// What a driver does with entries as they come.
 pub(crate) trait Unpack: Send {
@@ -92,6 +95,9 @@ impl<U: Unpack> LayerStream<U> {
         if self.bytes > self.limit {
             return Err(LayerError::TooLong { limit: self.limit }.into());
         }
+        if self.bytes > MAX_TAR_BYTES {
+            return Err(LayerError::BeyondIndex { limit: MAX_TAR_BYTES }.into());
+        }
         self.hash.update(plain);
         self.walker.feed(plain, &mut self.reader)
     }
@@ -105,5 +111,22 @@ impl<U: Unpack> LayerStream<U> {
             tree: self.reader.builder.finish(),
             unpack: self.reader.unpack,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_index_can_number_is_refused_as_it_comes() {
+        let limits = Limits { layer_bytes: u64::MAX, ..Limits::default() };
+        let mut stream = LayerStream::new(limits, KeepTar);
+        // As if so much had come.
+        stream.bytes = MAX_TAR_BYTES - 512;
+        stream.feed(&[0; 512]).expect("the last block");
+        let error = stream.feed(&[0]).expect_err("one byte more");
+        assert!(matches!(error, SnapshotError::LimitExceeded(_)), "{error}");
+        assert!(error.to_string().contains("2199023255040 bytes"), "{error}");
     }
 }

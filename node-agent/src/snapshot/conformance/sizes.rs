@@ -4,11 +4,14 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 
 use super::fixture::{Bench, Item, Layers, layout_at};
+use sha2::Digest as _;
+
 use super::tarball::{self, Entry};
+use crate::digest::Digest;
 use crate::erofs::tree::{Data, Inode, InodeId, Metadata, Node, Regular, Tree};
 use crate::erofs::{Device, write_image};
 use crate::host::mount;
-use crate::snapshot::{Driver, ErofsSnapshotter, Limits, SnapshotError, Snapshotter as _};
+use crate::snapshot::{Driver, ErofsSnapshotter, ImageLayers, Limits, SnapshotError, Snapshotter as _};
 
 #[test]
 fn a_full_disk_is_told_with_its_sizes_and_leaves_nothing() {
@@ -32,6 +35,50 @@ fn a_full_disk_is_told_with_its_sizes_and_leaves_nothing() {
             bench.assert_nothing_left(driver);
         }
     }
+}
+
+/// How long the layer of the next test is; `hack/test soak` asks for more than 32 bits can count, which takes a while: all of
+/// it is written.
+const LARGE: &str = "LARDER_LARGE_LAYER_BYTES";
+const LARGE_BY_DEFAULT: u64 = 32 << 20;
+
+#[test]
+fn a_long_layer_is_written_and_what_lies_behind_is_found() {
+    let megabytes = std::env::var(LARGE).map_or(LARGE_BY_DEFAULT, |bytes| bytes.parse().expect(LARGE)) >> 20;
+    let length = megabytes << 20;
+    let header = |name: &str, size| {
+        let mut header = tar::Header::new_gnu();
+        header.set_path(name).expect("short");
+        header.set_mode(0o644);
+        header.set_size(size);
+        header.set_cksum();
+        header.as_bytes().to_vec()
+    };
+    let bench = Bench::new();
+    let snapshotter = bench.driver(Driver::Erofs);
+    let mut writer = snapshotter.begin_layer(Some(length)).expect("begun");
+    let mut hash = sha2::Sha256::new();
+    let mut put = |bytes: &[u8]| {
+        hash.update(bytes);
+        writer.write(bytes).expect("written");
+    };
+    put(&header("large", length));
+    let zeros = vec![0; 1 << 20];
+    (0..megabytes).for_each(|_| put(&zeros));
+    put(&header("behind", 6));
+    put(b"behind");
+    put(&zeros[..512 - 6 + 1024]);
+    let diff_id = Digest::from_bytes(hash.finalize().into());
+    writer.finish(&diff_id).expect("finished");
+    let image = ImageLayers { manifest: diff_id, diff_ids: vec![diff_id] };
+    let mounted = snapshotter.mount(&image).expect("mounted").lower_dirs.remove(0);
+    assert_eq!(fs::read_to_string(mounted.join("behind")).expect("read"), "behind");
+    let large = File::open(mounted.join("large")).expect("open");
+    assert_eq!(large.metadata().expect("stat").len(), length);
+    let mut last = [1];
+    large.read_exact_at(&mut last, length - 1).expect("read");
+    assert_eq!(last, [0]);
+    snapshotter.unmount(&image.manifest).expect("unmounted");
 }
 
 #[test]

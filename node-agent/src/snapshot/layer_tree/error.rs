@@ -20,6 +20,12 @@ pub(crate) enum LayerError {
         /// How many are allowed.
         limit: u64,
     },
+    /// More bytes than an index can number.
+    #[error("read layer: more than {limit} bytes, beyond what the blocks of its index can number")]
+    BeyondIndex {
+        /// How many can be.
+        limit: u64,
+    },
     /// Names, attributes and pieces of sparse files that take more memory than allowed.
     #[error(
         "read layer: its names and attributes take more than {limit} bytes of memory, the bound set by \
