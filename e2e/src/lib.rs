@@ -5,6 +5,7 @@ pub mod cluster;
 pub mod isolation;
 pub mod registry_proxy;
 pub mod scene;
+pub mod unpacked;
 
 mod mutual_tls;
 mod own_image;

@@ -7,6 +7,7 @@
 mod disruption;
 mod image_cache;
 mod lifecycle;
+mod mounted;
 mod network;
 mod node;
 mod registry;
@@ -103,6 +104,7 @@ fn shared() -> Vec<(&'static str, Shared)> {
         tests!(registry: wrong_digest, wrong_length, truncated, reset, silent, server_errors, endless, unauthorized, token_loop, not_found, huge_manifest, manifest_of_itself, redirected, too_many_requests, slow, pull_secret),
     );
     all.extend::<Vec<(&'static str, Shared)>>(tests!(image_cache: made_by_hand, pinned_without_the_registry, matched_without_the_registry, made_when_missing, pinned_to_one_that_is_missing, pinned_to_one_in_the_making, one_for_many_pods, gone_from_the_host_when_deleted, invalid_annotations, as_kubectl_shows_it, explained, refused_and_taken, updated, annotations_are_told_of_once, of_another_namespace, only_for_who_may_read_them));
+    all.extend::<Vec<(&'static str, Shared)>>(tests!(mounted: images_are_what_umoci_unpacks));
     all.extend::<Vec<(&'static str, Shared)>>(tests!(node: shape, deleted_and_recreated));
     all
 }
