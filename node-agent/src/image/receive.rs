@@ -221,3 +221,6 @@ impl Received {
         if actual == expected { Ok(()) } else { Err(RegistryError::WrongDigest { url, expected, actual }) }
     }
 }
+
+#[cfg(test)]
+mod tests;
