@@ -9,7 +9,8 @@
 //! - It would read the body of an error whole, and keeps the challenge and `Retry-After` to itself.
 //!
 //! It is never given a descriptor's own addresses, which would lead it anywhere, and its stream is not trusted: the reader
-//! verifies.
+//! verifies. Where a registry knows no ranges, the crate hashes the whole answer as well, and cannot be told not to: that takes
+//! the processor a second time, and its verdict is not used.
 
 use std::{future::ready, io, pin::pin, time::Duration};
 
