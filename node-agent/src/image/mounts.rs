@@ -135,8 +135,22 @@ impl Mounts {
         slots.iter().filter(|(_, slot)| !slot.is_unused()).map(|(manifest, _)| *manifest).collect()
     }
 
-    /// Mounts a pinned image whose layers are all here, or finds it mounted.
+    /// Mounts a pinned image whose layers are all here, or finds it mounted. Where that needs room, it waits until it is known
+    /// what is in use.
     pub(super) async fn mount(&self, pin: &Pin) -> Result<MountedImage, SnapshotError> {
+        let pins = self.store.pins();
+        let could_make_room = pins.are_known();
+        match self.mount_now(pin).await {
+            Err(SnapshotError::DiskFull { .. }) if !could_make_room => {
+                pins.known().await;
+                self.mount_now(pin).await
+            }
+            other => other,
+        }
+    }
+
+    /// The same without waiting: for those by whom it becomes known what is in use.
+    pub(super) async fn mount_now(&self, pin: &Pin) -> Result<MountedImage, SnapshotError> {
         let slot = &pin.0.slot;
         let mut mounted = slot.mounted.lock().await;
         if let Some(mounted) = &*mounted {

@@ -241,13 +241,15 @@ impl Puller {
         }
     }
 
-    /// Removes what nobody uses; says whether there was any.
+    /// Removes what nobody uses; says whether there was any. Waits until it is known what is in use.
     async fn make_room(&self, needed_bytes: u64) -> bool {
-        let this = self.clone();
-        let made = self.tasks.spawn_blocking(move || {
-            this.partials.remove_idle() > 0 || free(&this.store, this.snapshotter.as_ref(), needed_bytes)
-        });
-        made.await.unwrap_or(false)
+        let partials = self.partials.clone();
+        if self.tasks.spawn_blocking(move || partials.remove_idle() > 0).await.unwrap_or(false) {
+            return true;
+        }
+        self.store.pins().known().await;
+        let (store, snapshotter) = (Arc::clone(&self.store), Arc::clone(&self.snapshotter));
+        self.tasks.spawn_blocking(move || free(&store, snapshotter.as_ref(), needed_bytes)).await.unwrap_or(false)
     }
 
     /// Brings a small blob into memory.

@@ -322,6 +322,10 @@ impl Images for ImageService {
             let image = self.engine.resolver.in_store(*manifest).await?;
             let pin = self.engine.mounts.pin(Holder::Pod, &image.image_layers()).await?;
             let size_bytes = self.engine.fetcher.unpacked_bytes(&image.layers).await;
+            // Whoever waits until it is known what is in use waits for this.
+            if let Err(err) = self.engine.mounts.mount_now(&pin).await {
+                return Err(self.engine.with_shortage(err.into()).await);
+            }
             self.engine.present(&parsed, &image, pin, size_bytes).await
         };
         found

@@ -54,6 +54,7 @@ impl TestSnapshotter {
         self.state.lock().unwrap().layers.clear();
     }
 
+    /// Whether there is room for anything more. It is made by the removal of a layer.
     pub(super) fn set_full(&self, full: bool) {
         self.state.lock().unwrap().full = full;
     }
@@ -95,6 +96,12 @@ impl Snapshotter for TestSnapshotter {
 
     fn compose(&self, image: &ImageLayers) -> Result<(), SnapshotError> {
         let mut state = self.state.lock().unwrap();
+        if state.composed.contains(&image.manifest) {
+            return Ok(());
+        }
+        if state.full {
+            return Err(full());
+        }
         if let Some(missing) = image.diff_ids.iter().find(|diff_id| !state.layers.contains_key(diff_id)) {
             return Err(SnapshotError::MissingLayer(*missing));
         }
@@ -148,9 +155,16 @@ impl Snapshotter for TestSnapshotter {
     }
 
     fn hide_layer(&self, diff_id: &Digest) -> Result<Option<std::path::PathBuf>, SnapshotError> {
-        self.state.lock().unwrap().layers.remove(diff_id);
+        let mut state = self.state.lock().unwrap();
+        if state.layers.remove(diff_id).is_some() {
+            state.full = false;
+        }
         Ok(None)
     }
+}
+
+fn full() -> SnapshotError {
+    SnapshotError::DiskFull { path: "/store".into(), needed_bytes: 2, free_bytes: 1 }
 }
 
 struct Writer {
@@ -167,7 +181,7 @@ impl Drop for Writer {
 impl LayerWriter for Writer {
     fn write(&mut self, plain: &[u8]) -> Result<(), SnapshotError> {
         if self.state.lock().unwrap().full {
-            return Err(SnapshotError::DiskFull { path: "/store".into(), needed_bytes: 2, free_bytes: 1 });
+            return Err(full());
         }
         self.bytes.extend_from_slice(plain);
         Ok(())

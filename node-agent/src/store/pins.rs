@@ -1,10 +1,13 @@
 //! Which layers are in use: by running pods, pulls in progress and image caches. What is pinned is not removed.
 //!
 //! Pins live in memory: caches and pods set theirs again when the agent starts. Until they have, [`Pins::hold`] keeps
-//! everything: a pull of a cache that goes on must not make room with the layers of a pod that is not found again yet.
+//! everything: a pull of a cache that goes on must not make room with the layers of a pod that is not found again yet. It
+//! waits instead ([`Pins::known`]).
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
 
 use crate::digest::Digest;
 
@@ -12,6 +15,8 @@ use crate::digest::Digest;
 #[derive(Debug, Clone, Default)]
 pub struct Pins {
     counts: Arc<Mutex<Counts>>,
+    /// How many [`Hold`]s there are; changed with `counts` locked.
+    holds: watch::Sender<usize>,
 }
 
 /// Who keeps layers.
@@ -26,8 +31,6 @@ pub enum Holder {
 #[derive(Debug, Default)]
 struct Counts {
     layers: HashMap<Digest, Holders>,
-    /// How many [`Hold`]s there are.
-    holds: usize,
 }
 
 /// How many pins of each kind keep a layer.
@@ -52,7 +55,8 @@ pub struct Hold(Pins);
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        self.0.counts().holds -= 1;
+        let _unchanged = self.0.counts();
+        self.0.holds.send_modify(|holds| *holds -= 1);
     }
 }
 
@@ -77,15 +81,33 @@ impl Pins {
 
     /// Keeps all layers, for as long as it is not known which ones are in use.
     pub fn hold(&self) -> Hold {
-        self.counts().holds += 1;
+        let _unchanged = self.counts();
+        self.holds.send_modify(|holds| *holds += 1);
         Hold(self.clone())
+    }
+
+    /// Whether it is known which layers are in use: there is no [`Hold`].
+    pub fn are_known(&self) -> bool {
+        *self.holds.borrow() == 0
+    }
+
+    /// Returns when it is known which layers are in use. Safe to drop. Not for whoever a [`Hold`] waits for.
+    pub async fn known(&self) {
+        // An error would mean that nobody can hold any more; the sender is here.
+        let _ = self.holds.subscribe().wait_for(|holds| *holds == 0).await;
+    }
+
+    /// Whether somebody waits in [`Pins::known`].
+    #[cfg(test)]
+    pub(crate) fn are_awaited(&self) -> bool {
+        self.holds.receiver_count() > 0
     }
 
     /// Runs `remove` with the set of all pinned layers; nobody can pin meanwhile. Nothing is done while there is a
     /// [`Hold`].
     pub fn while_unchanged<T>(&self, remove: impl FnOnce(&HashSet<Digest>) -> T) -> Option<T> {
         let counts = self.counts();
-        if counts.holds > 0 {
+        if !self.are_known() {
             return None;
         }
         let pinned = counts.layers.keys().copied().collect();
@@ -147,5 +169,19 @@ mod tests {
         assert_eq!(pins.while_unchanged(|_| ()), None);
         drop(second);
         assert_eq!(pins.while_unchanged(|_| ()), Some(()));
+    }
+
+    #[tokio::test]
+    async fn who_waits_is_told_when_it_is_known_what_is_in_use() {
+        let pins = Pins::default();
+        pins.known().await;
+        let hold = pins.hold();
+        let waiting = pins.clone();
+        let told = async {
+            assert!(!waiting.are_known());
+            waiting.known().await;
+            assert!(waiting.are_known());
+        };
+        tokio::join!(told, async { drop(hold) });
     }
 }

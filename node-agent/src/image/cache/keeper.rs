@@ -172,7 +172,8 @@ impl Task {
             if !self.engine.fetcher.plan(&resolved.layers).await.missing.is_empty() {
                 return Err(gone());
             }
-            if let Err(err) = self.engine.mounts.mount(&pin).await {
+            // Pods are adopted after this, so it is no time to wait for what they use.
+            if let Err(err) = self.engine.mounts.mount_now(&pin).await {
                 // It is tried again when a pod wants it.
                 tracing::warn!(image = image.reference, error = %Chain(&err), "mount cached image");
             }

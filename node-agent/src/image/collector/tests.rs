@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     image::{
-        BuildCache, CacheList, CachePhase, RegistryAccess,
+        BuildCache, CacheList, CachePhase, Images as _, RegistryAccess,
         inventory::Prune,
         tests::{Bench, gzip, noise, push_layers},
     },
@@ -81,4 +81,73 @@ async fn nothing_goes_while_it_is_not_known_what_is_used() {
     assert_eq!(bench.snapshotter.layer_count(), 2, "it was only to be said");
     assert_eq!(bench.service.prune(Prune::Remove).await.unwrap().layers.len(), 2);
     assert_eq!((bench.snapshotter.layer_count(), bench.store.layers().unwrap().len()), (0, 0));
+}
+
+/// Pushes an image of one small layer.
+fn push_small(registry: &TestRegistry) -> String {
+    let plain = noise(20, 10_000);
+    push_layers(registry, "small", "v1", &[(plain.clone(), plain)]);
+    format!("{}/small:v1", registry.host())
+}
+
+/// A store with an image that nobody uses, on a disk that is full.
+async fn full_of_what_is_unused(registry: &TestRegistry) -> Bench {
+    let bench = Bench::new().await;
+    drop(bench.pull(&push(registry, "unused", 10)).await.unwrap());
+    Bench::until(|| bench.pinned() == 0).await;
+    bench.snapshotter.set_full(true);
+    bench
+}
+
+#[tokio::test]
+async fn who_needs_room_waits_until_it_is_known_what_is_used() {
+    let registry = TestRegistry::start().await;
+    let bench = full_of_what_is_unused(&registry).await;
+    let wanted = push_small(&registry);
+    let adopting = bench.store.pins().hold();
+    let wish = BuildCache {
+        id: "imc-1".to_owned(),
+        name: "imc-1".to_owned(),
+        images: vec![wanted.clone()],
+        access: RegistryAccess::default(),
+        size_limit_bytes: 0,
+        refresh: String::new(),
+    };
+    bench.service.build_cache(wish).await.unwrap();
+    let adopted = async {
+        Bench::until(|| bench.store.pins().are_awaited()).await;
+        assert_eq!(bench.snapshotter.layer_count(), 2, "nothing goes yet");
+        drop(adopting);
+    };
+    // A pod that wants it as well waits with the cache.
+    let (image, ()) = tokio::join!(bench.pull(&wanted), adopted);
+    image.unwrap();
+    let mut caches = bench.service.watch_caches();
+    let over = |list: &CacheList| list["imc-1"].phase != CachePhase::Creating;
+    let cache = caches.wait_for(over).await.unwrap()["imc-1"].clone();
+    assert_eq!(cache.phase, CachePhase::Ready, "{}", cache.reason);
+    assert_eq!(bench.snapshotter.layer_count(), 2, "one that nobody uses has made room");
+}
+
+#[tokio::test]
+async fn who_has_its_layers_and_needs_room_to_mount_them_waits_too_but_adoption_does_not() {
+    let registry = TestRegistry::start().await;
+    let bench = full_of_what_is_unused(&registry).await;
+    bench.snapshotter.set_full(false);
+    let wanted = push_small(&registry);
+    let manifest = bench.pull(&wanted).await.unwrap().manifest;
+    Bench::until(|| bench.pinned() == 0).await;
+    // Its layers are here, and what was made of them is not.
+    bench.snapshotter.remove_image(&manifest).unwrap();
+    bench.snapshotter.set_full(true);
+    let adopting = bench.store.pins().hold();
+    let text = bench.service.adopt(&wanted, &manifest).await.unwrap_err().to_string();
+    assert!(text.contains("no space left"), "{text}");
+    let adopted = async {
+        Bench::until(|| bench.store.pins().are_awaited()).await;
+        drop(adopting);
+    };
+    let (image, ()) = tokio::join!(bench.pull(&wanted), adopted);
+    assert_eq!(image.unwrap().manifest, manifest);
+    assert_eq!(bench.snapshotter.layer_count(), 2, "one that nobody uses has made room");
 }
