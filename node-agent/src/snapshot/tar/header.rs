@@ -23,14 +23,17 @@ impl Header {
     /// Whether the sum over the block is the one it states; some old writers summed signed bytes.
     pub(crate) fn checksum_matches(&self) -> bool {
         let Some(stated) = number::field(&self.bytes[148..156]) else { return false };
-        let mut unsigned: i64 = 0;
-        let mut signed: i64 = 0;
-        for (index, byte) in self.bytes.iter().enumerate() {
-            let byte = if (148..156).contains(&index) { b' ' } else { *byte };
-            unsigned += i64::from(byte);
-            signed += i64::from(byte.cast_signed());
+        // The field itself counts as spaces.
+        let mut unsigned = 8 * i64::from(b' ');
+        let mut negative = 0;
+        for part in [&self.bytes[..148], &self.bytes[156..]] {
+            for byte in part {
+                unsigned += i64::from(*byte);
+                negative += i64::from(*byte >> 7);
+            }
         }
-        stated == unsigned || stated == signed
+        // Old programs took the bytes for signed.
+        stated == unsigned || stated == unsigned - 256 * negative
     }
 
     /// The name, with the prefix where the dialect has one.
