@@ -45,6 +45,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         Some(Part::Soak { kills }) => soak(kills),
         None => {
             check::run(&check::Args::default())?;
+            fuzz::run(&fuzz::Args::default())?;
             e2e(None).await
         }
     }
