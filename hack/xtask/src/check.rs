@@ -2,7 +2,7 @@
 
 mod orphans;
 
-use crate::workspace;
+use crate::{erofs_utils, workspace};
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use std::process::Stdio;
@@ -74,7 +74,11 @@ impl Check {
                 cargo(&doc, Some(("RUSTDOCFLAGS", flags.trim())))
             }
             Self::Deny => deny(),
-            Self::Test => cargo(&["test", "--workspace", "--exclude", "larder-e2e"], None),
+            Self::Test => {
+                let path = erofs_utils::before_path();
+                let test = ["test", "--workspace", "--exclude", "larder-e2e"];
+                cargo(&test, path.as_deref().map(|path| ("PATH", path)))
+            }
         }
     }
 }

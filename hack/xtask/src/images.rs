@@ -12,9 +12,9 @@
 
 mod layer;
 mod layout;
-mod packages;
+pub(crate) mod packages;
 mod push;
-mod recipe;
+pub(crate) mod recipe;
 mod rootfs;
 
 pub use recipe::{
@@ -25,7 +25,7 @@ use anyhow::{Context, Result, bail};
 use layer::{Compression, Layer};
 use layout::{Dialect, Layout};
 use oci_spec::image::Descriptor;
-use packages::{Package, Packages};
+use packages::{Archive, Package, Packages};
 use recipe::{Architecture, START_NGINX, START_SHELL, START_SLEEP};
 use rootfs::{Image, LayerContent};
 use serde::{Deserialize, Serialize};
@@ -223,8 +223,8 @@ impl<'p> Bakery<'p> {
         let layout = Layout::create(&out.join("layout"))?;
         progress("reading package lists");
         let root = out.join("packages");
-        let packages = Packages::open(&root, native)?;
-        let foreign = match Packages::open(&root, native.other()) {
+        let packages = Packages::open(&root, Archive::OfMachine, native)?;
+        let foreign = match Packages::open(&root, Archive::OfMachine, native.other()) {
             Ok(packages) => Some(packages),
             Err(error) => {
                 progress(&format!("indexes get one architecture only: {error:#}"));

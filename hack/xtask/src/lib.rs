@@ -11,6 +11,7 @@ pub mod console;
 pub mod control_plane;
 pub mod controlplane_program;
 pub mod down;
+mod erofs_utils;
 pub mod footprint;
 pub mod fuzz;
 mod go_program;

@@ -14,32 +14,42 @@ use std::process::{Command, Output};
 
 /// A package file on this machine.
 #[derive(Debug, Clone)]
-pub(super) struct Package {
+pub(crate) struct Package {
     /// The package's name.
-    pub(super) name: String,
+    pub(crate) name: String,
     /// Its version.
-    pub(super) version: String,
+    pub(crate) version: String,
     /// The `.deb`.
-    pub(super) path: PathBuf,
+    pub(crate) path: PathBuf,
     /// Hex SHA-256 of the `.deb`.
-    pub(super) sha256: String,
+    pub(crate) sha256: String,
     /// Size of the `.deb` in bytes.
-    pub(super) size: u64,
+    pub(crate) size: u64,
+}
+
+/// Where packages are from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Archive {
+    /// What this machine's own apt is set to.
+    OfMachine,
+    /// What a line of `sources.list` says.
+    Line(&'static str),
 }
 
 /// The packages of one architecture, kept below one folder.
 #[derive(Debug)]
-pub(super) struct Packages {
+pub(crate) struct Packages {
     root: PathBuf,
+    archive: Archive,
     architecture: Architecture,
 }
 
 impl Packages {
     /// Prepares the folder and reads the package lists if there are none yet.
-    pub(super) fn open(root: &Path, architecture: Architecture) -> Result<Self> {
+    pub(crate) fn open(root: &Path, archive: Archive, architecture: Architecture) -> Result<Self> {
         for tool in ["apt-get", "dpkg-deb"] {
             if Command::new(tool).arg("--version").output().is_err() {
-                bail!("the sample images are made from Debian packages: {tool} is missing (use Debian or Ubuntu)");
+                bail!("this is made from Debian packages: {tool} is missing (use Debian or Ubuntu)");
             }
         }
         let root = std::path::absolute(root.join(architecture.name()))?;
@@ -47,7 +57,10 @@ impl Packages {
             fs::create_dir_all(root.join(folder)).with_context(|| format!("create {}", root.join(folder).display()))?;
         }
         fs::write(root.join("status"), "")?;
-        let packages = Self { root, architecture };
+        if let Archive::Line(line) = archive {
+            fs::write(root.join("sources.list"), format!("{line}\n"))?;
+        }
+        let packages = Self { root, archive, architecture };
         if !packages.has_lists()? {
             packages.update()?;
         }
@@ -55,7 +68,7 @@ impl Packages {
     }
 
     /// `names` and all they depend on, in order of name.
-    pub(super) fn fetch(&self, names: &[&str]) -> Result<Vec<Package>> {
+    pub(crate) fn fetch(&self, names: &[&str]) -> Result<Vec<Package>> {
         match self.fetch_once(names) {
             Ok(packages) => Ok(packages),
             // Lists that have aged name files that the archive no longer has.
@@ -95,7 +108,7 @@ impl Packages {
     fn apt(&self, verb: &[&str], names: &[&str]) -> Result<Output> {
         let root = self.root.display();
         let name = self.architecture.name();
-        let options = [
+        let mut options = vec![
             format!("APT::Architecture={name}"),
             format!("APT::Architectures={name}"),
             "APT::Install-Recommends=false".to_owned(),
@@ -107,6 +120,13 @@ impl Packages {
             format!("Dir::State::status={root}/status"),
             format!("Dir::Cache={root}/cache"),
         ];
+        match self.archive {
+            Archive::OfMachine => {}
+            Archive::Line(_) => {
+                options.push(format!("Dir::Etc::sourcelist={root}/sources.list"));
+                options.push("Dir::Etc::sourceparts=-".to_owned());
+            }
+        }
         let mut command = Command::new("apt-get");
         command.env("LC_ALL", "C").env("DEBIAN_FRONTEND", "noninteractive").arg("-q");
         for option in &options {

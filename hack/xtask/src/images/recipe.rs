@@ -111,7 +111,7 @@ pub(super) const START_SLEEP: Start = Start { command: &["sleep", "infinity"], p
 
 /// An architecture by Debian's name for it, which for both of these is the name in an OCI platform too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Architecture {
+pub(crate) enum Architecture {
     /// 64-bit x86.
     Amd64,
     /// 64-bit Arm.
@@ -120,7 +120,7 @@ pub(super) enum Architecture {
 
 impl Architecture {
     /// The one of this machine, as `std::env::consts::ARCH` names it. `None`: no sample images for it.
-    pub(super) fn of_machine(arch: &str) -> Option<Self> {
+    pub(crate) fn of_machine(arch: &str) -> Option<Self> {
         match arch {
             "x86_64" => Some(Self::Amd64),
             "aarch64" => Some(Self::Arm64),

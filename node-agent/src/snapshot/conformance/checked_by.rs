@@ -11,7 +11,7 @@ use crate::snapshot::ImageLayers;
 use crate::store::layout::Layout;
 
 /// Before this version the programs know one block size only, that of a page: they cannot read images of 512-byte blocks,
-/// which those over tars are.
+/// which those over tars are. `cargo xtask check` puts newer ones in front of a host's that are older.
 const SMALL_BLOCKS_SINCE: (u32, u32) = (1, 6);
 
 /// `fsck.erofs` and `dump.erofs` accept the index of every layer, and of the image.
