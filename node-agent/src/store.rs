@@ -45,7 +45,7 @@ pub struct Store {
     recovered: Recovered,
     grown: Notify,
     /// Locked as long as it is open.
-    _lock: File,
+    _lock: Lock,
 }
 
 /// Why a store cannot be used.
@@ -253,12 +253,24 @@ fn or_from_files<T>(
     }
 }
 
-fn lock(layout: &Layout) -> Result<File, StoreError> {
+/// The right to use the store, held for its drop.
+#[derive(Debug)]
+struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // By name: a copy of the descriptor, in a process that was forked and has not executed its program yet, would keep
+        // the lock beyond the closing of this one.
+        let _ = flock(&self.0, FlockOperation::Unlock);
+    }
+}
+
+fn lock(layout: &Layout) -> Result<Lock, StoreError> {
     let path = layout.lock();
     let file = File::options().create(true).truncate(false).write(true).open(&path);
     let file = file.map_err(StoreError::io("open", &path))?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
+        Ok(()) => Ok(Lock(file)),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(StoreError::InUse { path: layout.root().to_owned() }),
         Err(error) => Err(StoreError::io("lock", &path)(error.into())),
     }

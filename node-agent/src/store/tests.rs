@@ -31,6 +31,8 @@ fn one_process_at_a_time() {
     let root = tempfile::tempdir().expect("temporary directory");
     let first = Store::open(root.path()).expect("opens");
     assert!(matches!(Store::open(root.path()), Err(StoreError::InUse { .. })));
+    // What a process has that was forked from this one and has not executed its program yet.
+    let _copy = first._lock.0.try_clone().expect("a copy");
     drop(first);
     Store::open(root.path()).expect("opens again");
 }
