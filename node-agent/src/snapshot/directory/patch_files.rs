@@ -90,7 +90,7 @@ fn source(file: &Regular, sources: &Sources, files: &[PathBuf]) -> io::Result<Op
     File::open(root.join(std::ffi::OsStr::from_bytes(path))).map(Some)
 }
 
-/// What is wrong with the directory `path` that [`write`] has made.
+/// What is wrong with the directory `path` that was written.
 pub(super) fn fault(
     path: &Path,
     patch: &Tree,
