@@ -105,11 +105,11 @@ async fn a_blob_is_asked_for_again_when_the_registry_says() {
 #[tokio::test]
 async fn a_pod_that_is_tried_again_leaves_a_registry_alone_that_asks_for_it() {
     let (registry, bench) = (TestRegistry::start().await, Bench::new().await);
-    let pushed = push(&registry, "a", "v1");
-    for blob in &pushed.blobs {
-        let asked = Fault::Status(429, vec![("retry-after", "60".to_owned())], "slow down");
-        registry.fault(&blob.to_string(), 1000, asked);
-    }
+    // One layer: the requests for others would still be on their way when the first has failed.
+    let plain = noise(9, 1000);
+    let blob = push_layers(&registry, "a", "v1", &[(plain.clone(), gzip(&plain))]).blobs[0].to_string();
+    let asked = Fault::Status(429, vec![("retry-after", "60".to_owned())], "slow down");
+    registry.fault(&blob, 1000, asked);
     let reference = format!("{}/a:v1", registry.host());
     bench.pull(&reference).await.unwrap_err();
     let asked = registry.seen().len();
