@@ -10,8 +10,8 @@ use std::{
     time::Duration,
 };
 
-use reqwest::Url;
 use serde::Deserialize;
+use url::Url;
 
 use crate::registry::RegistryError;
 
