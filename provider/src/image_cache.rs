@@ -3,7 +3,6 @@
 pub mod annotations;
 pub mod automatic;
 pub mod controller;
-pub mod figures;
 pub mod handle;
 pub mod hosts;
 pub mod installation;

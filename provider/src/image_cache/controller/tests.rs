@@ -58,8 +58,6 @@ impl Bench {
             read_logins,
             secret_rule: SecretRule::Labelled,
             most,
-            default: NodeDefault::default(),
-            meters: Meters::default(),
         };
         let (caches, controller) = ImageCacheController::new(around);
         let (mut tasks, stop) = (JoinSet::new(), CancellationToken::new());
@@ -393,8 +391,6 @@ async fn a_build_that_a_restart_of_the_agent_interrupted_is_asked_for_again() {
         read_logins,
         secret_rule: SecretRule::Labelled,
         most: 0,
-        default: NodeDefault::default(),
-        meters: Meters::default(),
     });
     let images = vec!["nginx:1".to_owned()];
     let cache = cluster.put_image_cache(ImageCache::new("c", ImageCacheSpec { images, ..Default::default() }));

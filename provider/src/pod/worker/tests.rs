@@ -4,7 +4,6 @@ mod breaking;
 mod changing;
 mod contents;
 mod ending;
-mod marks;
 mod running;
 mod starting;
 

@@ -35,8 +35,6 @@ async fn a_host_lost_in_mid_build_is_not_waited_for_and_goes_on_when_it_is_back(
         read_logins,
         secret_rule: SecretRule::Labelled,
         most: 0,
-        default: NodeDefault::default(),
-        meters: Meters::default(),
     });
     let images = vec!["nginx:1".to_owned()];
     let cache = cluster.put_image_cache(ImageCache::new("c", ImageCacheSpec { images, ..Default::default() }));
