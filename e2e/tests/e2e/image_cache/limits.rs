@@ -39,13 +39,14 @@ pub(crate) async fn room_for_two(cluster: &mut Cluster) -> Result<()> {
     let reason = refused.data["status"]["reason"].as_str().unwrap_or_default().to_owned();
     ensure!(reason.starts_with("image cache quota 2 is used up: "), "{reason}");
 
+    // Room for the one by hand that waited.
+    image_caches(&cluster.client).delete("by-hand", &DeleteParams::default()).await?;
+    wait_cache(cluster, "one-too-many", "Ready", |cache| cache.data["status"]["phase"] == "Ready").await?;
+
     let newer = cluster.own_image("room-3").await?;
     scene.pod("evicts", sleeper(&newer)).await?;
     scene.wait_event("evicts", "ImageCacheAutoCreated", "").await?;
     wait_cache_gone(cluster, &automatic).await?;
-    // Room for the one by hand, which was there first and waited.
-    image_caches(&cluster.client).delete("by-hand", &DeleteParams::default()).await?;
-    wait_cache(cluster, "one-too-many", "Ready", |cache| cache.data["status"]["phase"] == "Ready").await?;
 
     // Nothing is left that could go.
     let automatic = self::automatic(cluster, &newer).await?.context("no cache was made for the second pod")?;

@@ -153,7 +153,8 @@ pub(crate) async fn updated(cluster: &Cluster) -> Result<()> {
     };
     let phase = |wanted: &'static str| move |cache: &DynamicObject| cache.data["status"]["phase"] == wanted;
     let row = async || cluster.kubectl(&["get", "imagecache", "updated"]).await;
-    let drip = Fault::Drip { piece: 512, pause: Duration::from_millis(100) };
+    // What is on its way goes on like this when the registry is well again.
+    let drip = Fault::Drip { piece: 32 << 10, pause: Duration::from_millis(100) };
     cluster.registry.add("updated-new", Rule::every(Kind::Blob, drip));
     set(json!([new])).await?;
     wait_cache(cluster, "updated", "Updating", phase("Updating")).await?;

@@ -72,8 +72,11 @@ impl Caches {
     pub(super) fn wished(&self, wish: &BuildCache, now: Timestamp) -> Option<Record> {
         let cache = self.0.get(&wish.id);
         let mut record = cache.map_or_else(|| Record::new(wish, now), |cache| cache.record.clone());
-        let same = record.request.is_same(&Request::from(wish));
-        let is_under_way = cache.is_some_and(|cache| cache.build.is_some());
+        let request = Request::from(wish);
+        let same = record.request.is_same(&request);
+        // One that began without logins may fail for want of those that come now.
+        let gains_logins = request.with_logins && !record.request.with_logins;
+        let is_under_way = cache.is_some_and(|cache| cache.build.is_some()) && !gains_logins;
         if same && (is_under_way || record.phase == CachePhase::Ready) {
             return None;
         }
