@@ -124,13 +124,14 @@ async fn a_pod_that_is_tried_again_leaves_a_registry_alone_that_asks_for_it() {
 async fn a_transfer_goes_on_for_the_pod_that_still_waits() {
     let (registry, bench) = (TestRegistry::start().await, Bench::new().await);
     let blob = push(&registry, "a", "v1").blobs[0].to_string();
-    registry.fault(&blob, 1, Fault::Slow(Duration::from_secs(2)));
+    // Well below the time that the registry may be silent in these tests.
+    registry.fault(&blob, 1, Fault::Slow(Duration::from_millis(200)));
     let reference = format!("{}/a:v1", registry.host());
     let stays = bench.pull(&reference);
     let both_wait = async {
         Bench::until(|| registry.count("GET", &blob) > 0).await;
         // Time enough for the other one to come to the same transfer, and less than it takes.
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        tokio::time::sleep(Duration::from_millis(80)).await;
     };
     let goes = async {
         tokio::select! {
