@@ -16,10 +16,8 @@ use crate::{prerequisites, workspace};
 
 /// The first version that reads our images.
 const SINCE: (u32, u32) = (1, 6);
-/// Debian 13 has 1.8.6.
-const ARCHIVE: Archive = Archive::Line(
-    "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian trixie main",
-);
+/// Debian 13, which has 1.8.6.
+const ARCHIVE: Archive = Archive::Release("trixie");
 const PROGRAMS: [&str; 2] = ["fsck.erofs", "dump.erofs"];
 
 /// A PATH that leads to programs that read our images first; none where the host's own do, or no others are to be had: then

@@ -12,6 +12,9 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+/// The keys of all of Debian's releases.
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
 /// A package file on this machine.
 #[derive(Debug, Clone)]
 pub(crate) struct Package {
@@ -32,8 +35,8 @@ pub(crate) struct Package {
 pub(crate) enum Archive {
     /// What this machine's own apt is set to.
     OfMachine,
-    /// What a line of `sources.list` says.
-    Line(&'static str),
+    /// A release of Debian by its name, from the mirror that this machine's apt is set to.
+    Release(&'static str),
 }
 
 /// The packages of one architecture, kept below one folder.
@@ -57,8 +60,8 @@ impl Packages {
             fs::create_dir_all(root.join(folder)).with_context(|| format!("create {}", root.join(folder).display()))?;
         }
         fs::write(root.join("status"), "")?;
-        if let Archive::Line(line) = archive {
-            fs::write(root.join("sources.list"), format!("{line}\n"))?;
+        if let Archive::Release(release) = archive {
+            fs::write(root.join("sources.list"), format!("deb [signed-by={KEYRING}] {} {release} main\n", mirror()?))?;
         }
         let packages = Self { root, archive, architecture };
         if !packages.has_lists()? {
@@ -122,7 +125,7 @@ impl Packages {
         ];
         match self.archive {
             Archive::OfMachine => {}
-            Archive::Line(_) => {
+            Archive::Release(_) => {
                 options.push(format!("Dir::Etc::sourcelist={root}/sources.list"));
                 options.push("Dir::Etc::sourceparts=-".to_owned());
             }
@@ -139,6 +142,18 @@ impl Packages {
         }
         Ok(output)
     }
+}
+
+/// The address of Debian's packages that this machine's apt uses.
+fn mirror() -> Result<String> {
+    let listing = ["indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"];
+    let output = Command::new("apt-get").args(listing).output().context("run apt-get")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    find_mirror(&text).map(str::to_owned).context("apt is not set to a mirror of Debian")
+}
+
+fn find_mirror(addresses: &str) -> Option<&str> {
+    addresses.lines().find(|address| address.trim_end_matches('/').ends_with("/debian"))
 }
 
 /// A package that apt would install.
@@ -203,6 +218,13 @@ mod tests {
             Conf libcap2 (1:2.66-4+deb12u3+b1 Debian:12.15/oldstable [amd64])\n";
         let files: Vec<String> = parse_simulated(text).iter().map(Wanted::file).collect();
         assert_eq!(files, ["libcap2_1%3a2.66-4+deb12u3+b1_amd64.deb", "nginx-common_1.22.1-9_all.deb"]);
+    }
+
+    #[test]
+    fn finds_the_mirror_among_other_archives() {
+        let addresses = "http://a.example/debian-security/\nhttp://b.example/node\nhttp://c.example/debian/\n";
+        assert_eq!(find_mirror(addresses), Some("http://c.example/debian/"));
+        assert_eq!(find_mirror("http://a.example/debian-security/\n"), None);
     }
 
     #[test]
