@@ -22,6 +22,10 @@ mod event_series;
 use std::path::Path;
 use std::time::Duration;
 
+use kube::api::{Patch, PatchParams};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
 pub use access::AccessApi;
 pub use definitions::DefinitionApi;
 pub use echo::Echo;
@@ -33,6 +37,8 @@ pub use pods::PodApi;
 pub use watching::{WatchStream, Watched};
 pub use webhooks::WebhookApi;
 
+/// Who owns the fields that we apply.
+const OWNER: &str = "larder-provider";
 /// Until the API server must have answered a call that is no watch.
 const CALL: Duration = Duration::from_secs(15);
 
@@ -176,6 +182,16 @@ pub(crate) async fn within<T>(
             message: format!("no answer within {}", humantime::format_duration(CALL)),
         }),
     }
+}
+
+/// Makes a `what`, or makes it as given; our fields are taken back from whoever has changed them.
+async fn apply<K>(what: &str, api: &kube::Api<K>, wanted: &K) -> Result<(), ClusterError>
+where
+    K: kube::Resource + Clone + Serialize + DeserializeOwned + std::fmt::Debug,
+{
+    let name = wanted.meta().name.as_deref().unwrap_or_default();
+    let params = PatchParams::apply(OWNER).force();
+    within(|| format!("apply {what} {name}"), api.patch(name, &params, &Patch::Apply(wanted))).await.map(drop)
 }
 
 /// `None` where the object is not there.

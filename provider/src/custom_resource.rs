@@ -273,4 +273,14 @@ fn secrets_rule() -> ValidationRule {
 }
 
 #[cfg(test)]
+impl ImageCache {
+    /// With these annotations and no others.
+    pub(crate) fn annotated(mut self, annotations: &[(&str, &str)]) -> Self {
+        let annotations = annotations.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        self.metadata.annotations = Some(annotations.collect());
+        self
+    }
+}
+
+#[cfg(test)]
 mod tests;

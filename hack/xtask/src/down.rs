@@ -122,8 +122,8 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
             && let Err(err) = step("remove our objects from the cluster", leave(&layout, settings)).await
         {
             note(&format!(
-                "!! {}\n!! so the cluster of {} may still have our nodes, the namespace larder-system, the webhooks vk-webhook and vk-webhook-imagecaches and \
-                 the ClusterRole larder-provider; where it is still there, remove them with kubectl",
+                "!! {}\n!! so the cluster of {} may still have our nodes, the namespace larder-system, the webhooks \
+                 vk-webhook and vk-webhook-imagecaches and the ClusterRole larder-provider; where it is still there, remove them with kubectl",
                 manifests::cause(&err),
                 file.display()
             ));

@@ -24,6 +24,7 @@ use crate::{
     digest::Digest,
     store::{
         Store, durable,
+        layout::{PARTIAL, named_by},
         steps::{Step, passed},
     },
 };
@@ -152,7 +153,7 @@ impl Partials {
         let Ok(entries) = fs::read_dir(self.store.layout().ingest()) else { return 0 };
         let mut freed = 0;
         for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
-            let Some(digest) = digest_of(&path) else { continue };
+            let Some(digest) = named_by(&path, PARTIAL) else { continue };
             // Held, so that no transfer takes it up in this moment.
             let leased = self.leased.lock().unwrap_or_else(PoisonError::into_inner);
             let Ok(meta) = fs::symlink_metadata(&path) else { continue };
@@ -164,11 +165,6 @@ impl Partials {
         }
         freed
     }
-}
-
-/// The digest that a file in `ingest/` is named by, when it is a partial download.
-fn digest_of(path: &Path) -> Option<Digest> {
-    Digest::from_hex(path.file_name()?.to_str()?.strip_suffix(".partial")?)
 }
 
 /// The file of an earlier transfer, and its length.

@@ -1,8 +1,8 @@
 //! Reading layers and images again, to see whether they still are what they were.
 //!
 //! What a disk gives back is compared with what does not change: a tar with its diff id, an index with the tar that it is
-//! derived from, unpacked files with the index and their digests. Files are read from the disk, not from memory that an earlier read has
-//! left, and leave nothing there for others to miss.
+//! derived from, unpacked files with the index and their digests. Files are read from the disk, not from memory that an
+//! earlier read has left, and leave nothing there for others to miss.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -119,6 +119,7 @@ fn is_same(left: &Inode, right: &Inode) -> bool {
     }
 }
 
-fn show(path: &[u8]) -> String {
+/// A path from the root, for messages.
+pub(super) fn show(path: &[u8]) -> String {
     format!("/{}", String::from_utf8_lossy(path))
 }

@@ -3,9 +3,7 @@
 //! Its place is free for the new one meanwhile. Mounts go on reading the old tar, which is made right in place once the new
 //! one is there. What ends in between is settled at the next start: nothing that was in use is lost by a repair.
 
-use std::path::Path;
-
-use super::layout::{DAMAGED, LayerPaths, Layout};
+use super::layout::{LayerPaths, Layout};
 use super::{StoreError, durable, recovery};
 use crate::digest::Digest;
 
@@ -45,9 +43,4 @@ pub fn settle(layout: &Layout, diff_id: &Digest) -> Result<Settled, StoreError> 
     }
     durable::remove(&aside).map_err(StoreError::io("remove", &aside))?;
     Ok(Settled::Replaced)
-}
-
-/// The layer that was set aside at this path.
-pub(super) fn diff_id(path: &Path) -> Option<Digest> {
-    Digest::from_hex(path.file_name()?.to_str()?.strip_suffix(DAMAGED)?)
 }

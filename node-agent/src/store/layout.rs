@@ -36,6 +36,11 @@ pub const PARTIAL: &str = ".partial";
 /// What the names of layers that are being repaired end with.
 pub const DAMAGED: &str = ".damaged";
 
+/// The digest that a file or folder is named by, with this behind it.
+pub(crate) fn named_by(path: &Path, suffix: &str) -> Option<Digest> {
+    Digest::from_hex(path.file_name()?.to_str()?.strip_suffix(suffix)?)
+}
+
 /// The store's root and the paths below it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {

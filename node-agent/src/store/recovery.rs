@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 use super::index::{ImageRecord, Index, LayerRecord};
-use super::layout::{ImageMeta, LayerMeta, LayerPaths, Layout, UNFINISHED};
+use super::layout::{DAMAGED, ImageMeta, LayerMeta, LayerPaths, Layout, UNFINISHED, named_by};
 use super::{StoreError, aside, durable, note};
 use crate::digest::Digest;
 
@@ -48,7 +48,7 @@ pub(super) fn clean(layout: &Layout) -> Result<(Found, Recovered), StoreError> {
     for path in entries(&layout.ingest())? {
         if name(&path).starts_with(UNFINISHED) {
             remove(&path, &mut recovered)?;
-        } else if let Some(diff_id) = aside::diff_id(&path) {
+        } else if let Some(diff_id) = named_by(&path, DAMAGED) {
             match aside::settle(layout, &diff_id) {
                 Ok(settled) => tracing::info!(%diff_id, ?settled, "ended a repair that was cut short"),
                 // What it keeps is no more wrong than it was, and the next start tries again.
@@ -162,8 +162,7 @@ fn modified(path: &Path) -> u64 {
 pub(super) fn images_on_disk(layout: &Layout) -> Result<Vec<ImageRecord>, StoreError> {
     let mut images = Vec::new();
     for path in entries(&layout.images())? {
-        let Some(hex) = name(&path).strip_suffix(".json") else { continue };
-        let Some(manifest) = Digest::from_hex(hex) else { continue };
+        let Some(manifest) = named_by(&path, ".json") else { continue };
         let Some(meta) = read_json::<ImageMeta>(&path)? else { continue };
         let diff_ids: Result<Vec<Digest>, _> = meta.diff_ids.iter().map(|diff_id| diff_id.parse()).collect();
         if let Ok(diff_ids) = diff_ids {

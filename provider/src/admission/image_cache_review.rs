@@ -8,6 +8,7 @@
 //! registries, with it.
 
 use k8s_openapi::api::authorization::v1::ResourceAttributes;
+use kube::ResourceExt as _;
 
 use crate::custom_resource::{INSECURE_ANNOTATION, ImageCache, PLAIN_HTTP_ANNOTATION};
 
@@ -37,7 +38,7 @@ pub fn entries(cache: &ImageCache, before: Option<&ImageCache>) -> Vec<Entry> {
 
 /// What the logins are used for.
 fn uses(cache: &ImageCache) -> (&[String], Option<&String>, Option<&String>) {
-    let value = |key: &str| cache.metadata.annotations.as_ref().and_then(|annotations| annotations.get(key));
+    let value = |key: &str| cache.annotations().get(key);
     (&cache.spec.images, value(PLAIN_HTTP_ANNOTATION), value(INSECURE_ANNOTATION))
 }
 
@@ -98,8 +99,7 @@ mod tests {
         labelled.spec.retention_days = Some(3);
         assert_eq!(asked(&labelled, Some(&before)), Vec::<String>::new());
         for key in [PLAIN_HTTP_ANNOTATION, INSECURE_ANNOTATION] {
-            let mut elsewhere = before.clone();
-            elsewhere.metadata.annotations = Some([(key.to_owned(), "r".to_owned())].into());
+            let elsewhere = before.clone().annotated(&[(key, "r")]);
             assert_eq!(asked(&elsewhere, Some(&before)), ["x:s"], "{key}");
         }
     }

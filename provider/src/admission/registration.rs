@@ -1,7 +1,8 @@
 //! Pure: no I/O, no clock, no randomness.
 //!
-//! The webhooks' entries at the API server. The selectors of the one for pods see to it that no pod ever waits for us that is not meant for the
-//! virtual nodes: five webhooks, of which at most one is called for a pod, since each leaves out what those before it take.
+//! The webhooks' entries at the API server. The selectors of the one for pods see to it that no pod ever waits for us that is
+//! not meant for the virtual nodes: five webhooks, of which at most one is called for a pod, since each leaves out what those
+//! before it take.
 //!
 //! | webhook | pods | namespaces |
 //! |---|---|---|

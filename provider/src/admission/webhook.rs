@@ -15,7 +15,7 @@ use super::certificates::{CertificateError, Certificates};
 use super::registration::{IMAGE_CACHE_NAME, NAME, Target, entry, image_cache_entry, is_current};
 use super::review::Placement;
 use super::server::{ServingKey, router, serve};
-use crate::cluster::{AccessApi, WatchStream, Watched, WebhookApi};
+use crate::cluster::{AccessApi, ClusterError, WatchStream, WebhookApi};
 use crate::parts::{PartError, Parts};
 
 /// Between two writes of the entry: the API server may be away, or somebody keeps changing it.
@@ -155,11 +155,11 @@ impl Keeper {
             // The stream keeps what is not taken, and a sleep can be begun again.
             tokio::select! {
                 change = self.entries.next() => match change {
-                    Some(change) => there = Some(newest(change)),
+                    Some(change) => there = Some(change.only()),
                     None => return PartError::ended("the watch of the webhook's entry"),
                 },
                 change = self.checks.next() => match change {
-                    Some(change) => check_there = Some(newest(change)),
+                    Some(change) => check_there = Some(change.only()),
                     None => return PartError::ended("the watch of the entry for image caches"),
                 },
                 () = tokio::time::sleep(left.min(LONGEST_SLEEP)) => renewal = self.renew(renewal).await,
@@ -167,17 +167,13 @@ impl Keeper {
         }
     }
 
-    /// Makes the entry what it should be, however often that takes. True when it was not.
+    /// Makes the entry what it should be. True when it was not.
     async fn keep(&mut self, there: Option<&MutatingWebhookConfiguration>) -> bool {
         let wanted = entry(&self.target, &self.certificates.bundle());
         if there.is_some_and(|there| is_current(there, &wanted)) {
             return false;
         }
-        while let Err(error) = self.api.apply_webhook(&wanted).await {
-            tracing::warn!(%error, "webhook is not registered, trying again");
-            tokio::time::sleep(PAUSE).await;
-        }
-        tracing::info!(target = %self.target, "webhook is registered");
+        register("webhook", &self.target, || self.api.apply_webhook(&wanted)).await;
         true
     }
 
@@ -187,11 +183,7 @@ impl Keeper {
         if there.is_some_and(|there| there.webhooks == wanted.webhooks) {
             return false;
         }
-        while let Err(error) = self.api.apply_validating_webhook(&wanted).await {
-            tracing::warn!(%error, "webhook for image caches is not registered, trying again");
-            tokio::time::sleep(PAUSE).await;
-        }
-        tracing::info!(target = %self.target, "webhook for image caches is registered");
+        register("webhook for image caches", &self.target, || self.api.apply_validating_webhook(&wanted)).await;
         true
     }
 
@@ -221,11 +213,11 @@ impl Keeper {
     }
 }
 
-/// The only object that is watched, as a change leaves it.
-fn newest<K>(change: Watched<K>) -> Option<K> {
-    match change {
-        Watched::All(all) => all.into_iter().next(),
-        Watched::Applied(one) => Some(one),
-        Watched::Deleted(_) => None,
+/// Writes an entry, however often that has to be tried.
+async fn register<W: Future<Output = Result<(), ClusterError>>>(what: &str, target: &Target, write: impl Fn() -> W) {
+    while let Err(error) = write().await {
+        tracing::warn!(%error, "{what} is not registered, trying again");
+        tokio::time::sleep(PAUSE).await;
     }
+    tracing::info!(%target, "{what} is registered");
 }

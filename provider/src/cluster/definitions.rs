@@ -3,14 +3,9 @@
 use async_trait::async_trait;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::Api;
-use kube::api::{Patch, PatchParams};
-use kube::runtime::watcher;
 
-use super::watching::{WatchStream, follow};
-use super::{ClusterError, KubeCluster, within};
-
-/// Who owns the fields that we apply.
-const OWNER: &str = "larder-provider";
+use super::watching::{WatchStream, follow_one};
+use super::{ClusterError, KubeCluster, apply};
 
 /// What whoever installs a definition does at the API server.
 #[async_trait]
@@ -31,13 +26,10 @@ impl KubeCluster {
 #[async_trait]
 impl DefinitionApi for KubeCluster {
     async fn apply_definition(&self, wanted: &CustomResourceDefinition) -> Result<(), ClusterError> {
-        let name = wanted.metadata.name.as_deref().unwrap_or_default();
-        let (api, params) = (self.definitions(), PatchParams::apply(OWNER).force());
-        within(|| format!("apply definition {name}"), api.patch(name, &params, &Patch::Apply(wanted))).await.map(drop)
+        apply("definition", &self.definitions(), wanted).await
     }
 
     fn watch_definition(&self, name: &str) -> WatchStream<CustomResourceDefinition> {
-        let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
-        follow(format!("definition {name}"), self.definitions(), config)
+        follow_one(format!("definition {name}"), self.definitions(), name)
     }
 }

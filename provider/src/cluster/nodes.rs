@@ -5,10 +5,9 @@ use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
-use kube::runtime::watcher;
 use serde_json::Value;
 
-use super::watching::{WatchStream, follow};
+use super::watching::{WatchStream, follow_one};
 use super::{ClusterError, KubeCluster, optional, within};
 
 /// Where node leases live.
@@ -52,8 +51,7 @@ impl KubeCluster {
 #[async_trait]
 impl NodeApi for KubeCluster {
     fn watch_node(&self, name: &str) -> WatchStream<Node> {
-        let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
-        follow(format!("node {name}"), self.nodes(), config)
+        follow_one(format!("node {name}"), self.nodes(), name)
     }
 
     async fn create_node(&self, node: &Node) -> Result<Node, ClusterError> {

@@ -21,7 +21,7 @@ use kube::runtime::watcher;
 pub use store::{Known, KnownServices, ObjectStore, ObjectStoreTask};
 
 use super::pods::PodName;
-use super::watching::{WatchStream, Watched, follow};
+use super::watching::{WatchStream, Watched, follow, follow_one};
 use super::{ClusterError, KubeCluster, within};
 
 /// ConfigMap or Secret.
@@ -144,12 +144,11 @@ fn contents<K: Into<ObjectContent> + Send + 'static>(stream: WatchStream<K>) -> 
 #[async_trait]
 impl ObjectApi for KubeCluster {
     fn watch_object(&self, key: &ObjectKey) -> WatchStream<ObjectContent> {
-        let config = watcher::Config::default().fields(&format!("metadata.name={}", key.name));
-        let (client, namespace) = (self.client(), &key.namespace);
-        let what = format!("{:?} {namespace}/{}", key.kind, key.name);
-        match key.kind {
-            ObjectKind::ConfigMap => contents(follow::<ConfigMap>(what, Api::namespaced(client, namespace), config)),
-            ObjectKind::Secret => contents(follow::<Secret>(what, Api::namespaced(client, namespace), config)),
+        let (client, ObjectKey { kind, namespace, name }) = (self.client(), key);
+        let what = format!("{kind:?} {namespace}/{name}");
+        match kind {
+            ObjectKind::ConfigMap => contents(follow_one::<ConfigMap>(what, Api::namespaced(client, namespace), name)),
+            ObjectKind::Secret => contents(follow_one::<Secret>(what, Api::namespaced(client, namespace), name)),
         }
     }
 

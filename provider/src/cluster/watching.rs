@@ -22,6 +22,17 @@ pub enum Watched<K> {
     Deleted(K),
 }
 
+impl<K> Watched<K> {
+    /// The object as the change leaves it, where one object alone is watched.
+    pub fn only(self) -> Option<K> {
+        match self {
+            Self::All(all) => all.into_iter().next(),
+            Self::Applied(object) => Some(object),
+            Self::Deleted(_) => None,
+        }
+    }
+}
+
 /// A stream of changes that goes on until it is dropped.
 pub type WatchStream<K> = BoxStream<'static, Watched<K>>;
 
@@ -49,6 +60,14 @@ where
         future::ready(event.ok())
     });
     gather(mended).boxed()
+}
+
+/// Follows the object of this name, whether it is there or not.
+pub(crate) fn follow_one<K>(what: String, api: Api<K>, name: &str) -> WatchStream<K>
+where
+    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    follow(what, api, watcher::Config::default().fields(&format!("metadata.name={name}")))
 }
 
 /// Gathers the pieces of a list into one element.

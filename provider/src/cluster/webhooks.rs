@@ -3,14 +3,9 @@
 use async_trait::async_trait;
 use k8s_openapi::api::admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration};
 use kube::Api;
-use kube::api::{Patch, PatchParams};
-use kube::runtime::watcher;
 
-use super::watching::{WatchStream, follow};
-use super::{ClusterError, KubeCluster, within};
-
-/// Who owns the fields that we apply.
-const OWNER: &str = "larder-provider";
+use super::watching::{WatchStream, follow_one};
+use super::{ClusterError, KubeCluster, apply};
 
 /// What the owner of the webhook does at the API server.
 #[async_trait]
@@ -41,24 +36,18 @@ impl KubeCluster {
 #[async_trait]
 impl WebhookApi for KubeCluster {
     fn watch_webhook(&self, name: &str) -> WatchStream<MutatingWebhookConfiguration> {
-        let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
-        follow(format!("webhook {name}"), self.webhooks(), config)
+        follow_one(format!("webhook {name}"), self.webhooks(), name)
     }
 
     async fn apply_webhook(&self, wanted: &MutatingWebhookConfiguration) -> Result<(), ClusterError> {
-        let name = wanted.metadata.name.as_deref().unwrap_or_default();
-        let (api, params) = (self.webhooks(), PatchParams::apply(OWNER).force());
-        within(|| format!("apply webhook {name}"), api.patch(name, &params, &Patch::Apply(wanted))).await.map(drop)
+        apply("webhook", &self.webhooks(), wanted).await
     }
 
     fn watch_validating_webhook(&self, name: &str) -> WatchStream<ValidatingWebhookConfiguration> {
-        let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
-        follow(format!("webhook {name}"), self.validating_webhooks(), config)
+        follow_one(format!("webhook {name}"), self.validating_webhooks(), name)
     }
 
     async fn apply_validating_webhook(&self, wanted: &ValidatingWebhookConfiguration) -> Result<(), ClusterError> {
-        let name = wanted.metadata.name.as_deref().unwrap_or_default();
-        let (api, params) = (self.validating_webhooks(), PatchParams::apply(OWNER).force());
-        within(|| format!("apply webhook {name}"), api.patch(name, &params, &Patch::Apply(wanted))).await.map(drop)
+        apply("webhook", &self.validating_webhooks(), wanted).await
     }
 }

@@ -7,6 +7,8 @@
 //! cache is Ready as soon as the first host holds it. Annotations that say where a cache is wanted are read in
 //! [`super::placement`], because a cache cannot be built while they mean nothing.
 
+use kube::ResourceExt as _;
+
 use super::request::INVALID_ANNOTATION;
 use crate::custom_resource::{
     ImageCache, LARGEST_GIB, LONGEST_RETENTION_DAYS, RETENTION_ANNOTATION, SIZE_ANNOTATION, SMALLEST_GIB,
@@ -51,7 +53,7 @@ pub struct Notice {
 
 /// What is to be said of an object's annotations. The same object always gives the same notices in the same order.
 pub fn notices(cache: &ImageCache) -> Vec<Notice> {
-    let value = |key: &str| cache.metadata.annotations.as_ref().and_then(|annotations| annotations.get(key));
+    let value = |key: &str| cache.annotations().get(key);
     let asks = |key: &str| value(key).is_some_and(|value| !matches!(value.trim(), "" | "false"));
     let in_vain = CLOUD_ONLY.iter().filter(|(key, _)| asks(key)).map(|(key, why)| Notice {
         reason: NOT_HONOURED,
@@ -94,10 +96,7 @@ mod tests {
     use rstest::rstest;
 
     fn cache(annotations: &[(&str, &str)]) -> ImageCache {
-        let mut cache = ImageCache::new("c", ImageCacheSpec::default());
-        let annotations = annotations.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
-        cache.metadata.annotations = Some(annotations.collect());
-        cache
+        ImageCache::new("c", ImageCacheSpec::default()).annotated(annotations)
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 
-use crate::cluster::{ClusterError, DefinitionApi, Watched};
+use crate::cluster::{ClusterError, DefinitionApi};
 use crate::custom_resource::definition;
 
 /// How long the API server may take to serve a definition that it has accepted, and to be reached at all.
@@ -55,12 +55,7 @@ pub async fn install(api: &dyn DefinitionApi) -> Result<(), InstallError> {
     let established = async {
         let mut definitions = api.watch_definition(&name);
         while let Some(change) = definitions.next().await {
-            let there = match change {
-                Watched::All(all) => all.into_iter().next(),
-                Watched::Applied(one) => Some(one),
-                Watched::Deleted(_) => None,
-            };
-            match there.as_ref().map(obstacle) {
+            match change.only().as_ref().map(obstacle) {
                 Some(None) => return,
                 Some(Some(obstacle)) => why = obstacle,
                 None => {}

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use kube::ResourceExt as _;
 use kube::core::{Expression, Selector, SelectorExt as _};
 
 use super::hosts::{Host, Labels};
@@ -66,7 +67,7 @@ pub enum Wanted {
 /// # Errors
 /// When an annotation means nothing.
 pub fn demand(cache: &ImageCache) -> Result<Option<Demand>, PlacementError> {
-    let value = |key: &str| cache.metadata.annotations.as_ref().and_then(|annotations| annotations.get(key));
+    let value = |key: &str| cache.annotations().get(key);
     let (mut expressions, mut text) = (Vec::new(), Vec::new());
     if let Some(written) = value(NODE_SELECTOR_ANNOTATION) {
         let bad = |why: String| PlacementError::Selector { text: written.clone(), why };
@@ -226,10 +227,7 @@ mod tests {
     use rstest::rstest;
 
     fn cache(annotations: &[(&str, &str)]) -> ImageCache {
-        let mut cache = ImageCache::new("c", ImageCacheSpec::default());
-        let annotations = annotations.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
-        cache.metadata.annotations = Some(annotations.collect());
-        cache
+        ImageCache::new("c", ImageCacheSpec::default()).annotated(annotations)
     }
 
     fn labels(text: &str) -> Labels {

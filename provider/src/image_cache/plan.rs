@@ -334,10 +334,7 @@ mod tests {
 
     #[test]
     fn another_refresh_or_setting_has_it_built_again() {
-        let annotate = |mut cache: ImageCache, key: &str| {
-            cache.metadata.annotations = Some([(key.to_owned(), "2".to_owned())].into());
-            cache
-        };
+        let annotate = |cache: ImageCache, key: &str| cache.annotated(&[(key, "2")]);
         let ready = host(Some((CachePhase::Ready, "nginx:1")));
         let refreshed = annotate(cache(1, Some((Phase::Ready, 1))), crate::custom_resource::REFRESH_ANNOTATION);
         assert_eq!(step(&refreshed, &ready, told(1).as_ref(), false, now()), Step::Build);

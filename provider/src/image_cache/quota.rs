@@ -43,10 +43,15 @@ pub fn plan(caches: &[Counted], limit: usize) -> Plan {
     waiting.sort_by_key(|cache| (cache.created, &cache.name));
     let others = caches.len() - waiting.len();
     let refuse = waiting.iter().skip(limit.saturating_sub(others)).map(|cache| cache.name.clone()).collect();
+    let evict = automatic(caches).into_iter().take(others.saturating_sub(limit)).collect();
+    Plan { refuse, evict }
+}
+
+/// The names of the automatic caches, the least recently used first.
+fn automatic(caches: &[Counted]) -> Vec<String> {
     let mut automatic: Vec<&Counted> = caches.iter().filter(|cache| cache.is_automatic).collect();
     automatic.sort_by_key(|cache| (cache.last_used.unwrap_or(cache.created), &cache.name));
-    let evict = automatic.iter().take(others.saturating_sub(limit)).map(|cache| cache.name.clone()).collect();
-    Plan { refuse, evict }
+    automatic.into_iter().map(|cache| cache.name.clone()).collect()
 }
 
 /// The automatic caches that make room for one more, the least recently used first; nothing when there is no room to make.
@@ -54,9 +59,8 @@ pub fn make_room(caches: &[Counted], limit: usize) -> Option<Vec<String>> {
     let is_counted = |cache: &&Counted| cache.is_in || cache.is_automatic;
     let there = caches.iter().filter(is_counted).count();
     let excess = if limit == 0 { 0 } else { (there + 1).saturating_sub(limit) };
-    let mut automatic: Vec<&Counted> = caches.iter().filter(|cache| cache.is_automatic).collect();
-    automatic.sort_by_key(|cache| (cache.last_used.unwrap_or(cache.created), &cache.name));
-    (automatic.len() >= excess).then(|| automatic.iter().take(excess).map(|cache| cache.name.clone()).collect())
+    let automatic = automatic(caches);
+    (automatic.len() >= excess).then(|| automatic.into_iter().take(excess).collect())
 }
 
 /// Why a cache is refused.

@@ -40,8 +40,8 @@ impl Caches {
         self.0.contains_key(id)
     }
 
-    /// Takes up the cache that an earlier life of this process has left under this id; `lost` says why its content is no longer here, if it
-    /// is not. Gives the build that goes on by itself.
+    /// Takes up the cache that an earlier life of this process has left under this id; `lost` says why its content is no
+    /// longer here, if it is not. Gives the build that goes on by itself.
     pub(super) fn take_up(
         &mut self,
         id: String,
@@ -76,8 +76,8 @@ impl Caches {
         let same = record.request.is_same(&request);
         // One that began without logins may fail for want of those that come now.
         let gains_logins = request.with_logins && !record.request.with_logins;
-        let is_under_way = cache.is_some_and(|cache| cache.build.is_some()) && !gains_logins;
-        if same && (is_under_way || record.phase == CachePhase::Ready) {
+        let is_under_way = cache.is_some_and(|cache| cache.build.is_some());
+        if same && (record.phase == CachePhase::Ready || is_under_way && !gains_logins) {
             return None;
         }
         record.begin(wish, now);

@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use super::planting::{OPAQUE, times};
 use crate::erofs::tree::{Below, DeviceNumber, Directory, Inode, InodeId, Metadata, Node, Order, Regular, Tree};
 use crate::snapshot::SnapshotError;
+use crate::snapshot::check::show;
 
 /// Whether the file at a path has the data that this inode's file had.
 pub(super) type HasData<'a> = &'a mut dyn FnMut(&Regular, &Path) -> io::Result<bool>;
@@ -169,8 +170,4 @@ fn directory_differs(tree: &Tree, directory: &Directory, full: &Path) -> io::Res
 
 fn device(number: DeviceNumber) -> u64 {
     makedev(number.major, number.minor)
-}
-
-fn show(path: &[u8]) -> String {
-    format!("/{}", String::from_utf8_lossy(path))
 }

@@ -20,6 +20,7 @@ use super::*;
 use crate::admission::certificates::Certificates;
 use crate::admission::webhook::{Webhook, WebhookConfig};
 use crate::cluster::fake::FakeCluster;
+use crate::parts::PartError;
 
 fn placement() -> Placement {
     let taint =
@@ -79,20 +80,41 @@ async fn bound(cluster: &Arc<FakeCluster>) -> Webhook {
     Webhook::bind(cluster.clone(), cluster.clone(), config).await.unwrap()
 }
 
-fn registered_bundle(cluster: &FakeCluster) -> String {
-    let ca = cluster.see(|record| record.webhook.clone().unwrap().webhooks.unwrap()[0].client_config.ca_bundle.clone());
-    String::from_utf8(ca.unwrap().0).unwrap()
+/// A webhook that runs and is registered.
+struct Running {
+    cluster: Arc<FakeCluster>,
+    address: SocketAddr,
+    stop: CancellationToken,
+    tasks: JoinSet<Result<(), PartError>>,
+}
+
+impl Running {
+    async fn start() -> Self {
+        let cluster = Arc::new(FakeCluster::default());
+        let webhook = bound(&cluster).await;
+        let (address, mut registered, stop) = (webhook.address(), webhook.registered(), CancellationToken::new());
+        let mut tasks = JoinSet::new();
+        tasks.spawn(webhook.run(stop.clone()));
+        registered.wait_for(|registered| *registered).await.unwrap();
+        Self { cluster, address, stop, tasks }
+    }
+
+    /// The registered authority.
+    fn bundle(&self) -> String {
+        let webhook = self.cluster.see(|record| record.webhook.clone().unwrap());
+        String::from_utf8(webhook.webhooks.unwrap()[0].client_config.ca_bundle.clone().unwrap().0).unwrap()
+    }
+
+    async fn end(self) {
+        self.stop.cancel();
+        self.tasks.join_all().await;
+    }
 }
 
 #[tokio::test]
 async fn a_review_is_answered_under_the_registered_authority() {
-    let cluster = Arc::new(FakeCluster::default());
-    let webhook = bound(&cluster).await;
-    let (address, mut registered, stop) = (webhook.address(), webhook.registered(), CancellationToken::new());
-    let mut tasks = JoinSet::new();
-    tasks.spawn(webhook.run(stop.clone()));
-    registered.wait_for(|registered| *registered).await.unwrap();
-    let bundle = registered_bundle(&cluster);
+    let running = Running::start().await;
+    let (address, bundle) = (running.address, running.bundle());
 
     for dry_run in [false, true] {
         let (status, answer) =
@@ -121,20 +143,14 @@ async fn a_review_is_answered_under_the_registered_authority() {
     let other = Certificates::make("127.0.0.1", Timestamp::now()).unwrap();
     assert!(send(address, &other.bundle(), PATH, String::new()).await.is_none());
 
-    stop.cancel();
-    tasks.join_all().await;
+    running.end().await;
     assert!(TcpStream::connect(address).await.is_err());
 }
 
 #[tokio::test]
 async fn a_caller_that_keeps_silent_is_let_go() {
-    let cluster = Arc::new(FakeCluster::default());
-    let webhook = bound(&cluster).await;
-    let (address, mut registered, stop) = (webhook.address(), webhook.registered(), CancellationToken::new());
-    let mut tasks = JoinSet::new();
-    tasks.spawn(webhook.run(stop.clone()));
-    registered.wait_for(|registered| *registered).await.unwrap();
-    let bundle = registered_bundle(&cluster);
+    let running = Running::start().await;
+    let (address, bundle) = (running.address, running.bundle());
     for (version, words) in [("http/1.1", ""), ("http/1.1", "POST /"), ("h2", ""), ("h2", "PRI * HTTP/2.0")] {
         let begun = Instant::now();
         let mut stream = connect(address, &bundle, version).await.unwrap();
@@ -149,20 +165,14 @@ async fn a_caller_that_keeps_silent_is_let_go() {
         tokio::time::resume();
         assert!(ended.is_ok() && waited >= HANDSHAKE, "{version} {words:?}: {ended:?} after {waited:?}");
     }
-    stop.cancel();
-    tasks.join_all().await;
+    running.end().await;
 }
 
 #[tokio::test]
 async fn an_image_cache_is_taken_from_those_who_may_read_its_secrets() {
-    let cluster = Arc::new(FakeCluster::default());
-    let webhook = bound(&cluster).await;
-    let (address, mut registered, stop) = (webhook.address(), webhook.registered(), CancellationToken::new());
-    let mut tasks = JoinSet::new();
-    tasks.spawn(webhook.run(stop.clone()));
-    registered.wait_for(|registered| *registered).await.unwrap();
+    let running = Running::start().await;
+    let (address, bundle, cluster) = (running.address, running.bundle(), Arc::clone(&running.cluster));
     assert!(cluster.see(|record| record.validating_webhook.is_some()));
-    let bundle = registered_bundle(&cluster);
     let cache = |secrets: Value| {
         json!({"apiVersion": "eci.alibabacloud.com/v1", "kind": "ImageCache", "metadata": {"name": "c"},
             "spec": {"images": ["nginx"], "imagePullSecrets": secrets}})
@@ -194,18 +204,13 @@ async fn an_image_cache_is_taken_from_those_who_may_read_its_secrets() {
     cluster.go_offline();
     let (allowed, message) = review(json!(["ns:s"]), None).await;
     assert!(!allowed && message.contains("try again"), "{message}");
-    stop.cancel();
-    tasks.join_all().await;
+    running.end().await;
 }
 
 #[tokio::test]
 async fn an_entry_that_somebody_changes_is_made_right_again() {
-    let cluster = Arc::new(FakeCluster::default());
-    let webhook = bound(&cluster).await;
-    let (mut registered, stop) = (webhook.registered(), CancellationToken::new());
-    let mut tasks = JoinSet::new();
-    tasks.spawn(webhook.run(stop.clone()));
-    registered.wait_for(|registered| *registered).await.unwrap();
+    let running = Running::start().await;
+    let cluster = Arc::clone(&running.cluster);
     let ours = cluster.see(|record| record.webhook.clone().unwrap());
 
     cluster.put_webhook(None);
@@ -215,8 +220,7 @@ async fn an_entry_that_somebody_changes_is_made_right_again() {
     cluster.put_webhook(Some(broken));
     cluster.wait("entry right again", |record| record.webhook_applies == 3).await;
     assert_eq!(cluster.see(|record| record.webhook.clone().unwrap().webhooks), ours.webhooks);
-    stop.cancel();
-    tasks.join_all().await;
+    running.end().await;
 }
 
 #[tokio::test]

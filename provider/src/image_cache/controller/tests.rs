@@ -35,6 +35,34 @@ fn read_logins(secret: &ObjectContent) -> Result<Vec<RegistryCredential>, String
     Ok(vec![RegistryCredential { username: String::from_utf8_lossy(username).into_owned(), ..Default::default() }])
 }
 
+fn around(
+    cluster: &Arc<FakeCluster>,
+    agents: BTreeMap<String, Arc<dyn AgentClient>>,
+    events: EventRecorder,
+    most: usize,
+) -> Surroundings {
+    Surroundings {
+        api: cluster.clone(),
+        agents,
+        nodes: cluster.clone(),
+        events,
+        read_logins,
+        secret_rule: SecretRule::Labelled,
+        most,
+    }
+}
+
+/// A controller whose steps a test takes itself, with the host `a`; an object at the API server; and what must live on.
+fn by_hand() -> (ImageCacheController, ImageCache, impl Sized) {
+    let (cluster, agent) = (Arc::new(FakeCluster::default()), Arc::new(FakeAgent::default()));
+    let (events, writer) = EventRecorder::new(cluster.clone());
+    let agents = BTreeMap::from([("a".to_owned(), agent as Arc<dyn AgentClient>)]);
+    let (caches, controller) = ImageCacheController::new(around(&cluster, agents, events, 0));
+    let images = vec!["nginx:1".to_owned()];
+    let cache = cluster.put_image_cache(ImageCache::new("c", ImageCacheSpec { images, ..Default::default() }));
+    (controller, cache, (caches, writer))
+}
+
 impl Bench {
     fn new(nodes: &[&str]) -> Self {
         Self::with(nodes, 0)
@@ -50,16 +78,7 @@ impl Bench {
     fn start(cluster: Arc<FakeCluster>, agents: BTreeMap<String, Arc<FakeAgent>>, most: usize) -> Self {
         let (events, writer) = EventRecorder::new(cluster.clone());
         let clients = agents.iter().map(|(node, agent)| (node.clone(), Arc::clone(agent) as Arc<dyn AgentClient>));
-        let around = Surroundings {
-            api: cluster.clone(),
-            agents: clients.collect(),
-            nodes: cluster.clone(),
-            events,
-            read_logins,
-            secret_rule: SecretRule::Labelled,
-            most,
-        };
-        let (caches, controller) = ImageCacheController::new(around);
+        let (caches, controller) = ImageCacheController::new(around(&cluster, clients.collect(), events, most));
         let (mut tasks, stop) = (JoinSet::new(), CancellationToken::new());
         tasks.spawn(controller.run(stop.clone()));
         tasks.spawn(writer.run(stop.clone()));
@@ -380,20 +399,7 @@ async fn a_job_that_panics_is_begun_again_later_and_the_controller_goes_on() {
 
 #[tokio::test]
 async fn a_build_that_a_restart_of_the_agent_interrupted_is_asked_for_again() {
-    let (cluster, agent) = (Arc::new(FakeCluster::default()), Arc::new(FakeAgent::default()));
-    let (events, _writer) = EventRecorder::new(cluster.clone());
-    let agents = BTreeMap::from([("a".to_owned(), agent as Arc<dyn AgentClient>)]);
-    let (_caches, mut controller) = ImageCacheController::new(Surroundings {
-        api: cluster.clone(),
-        agents,
-        nodes: cluster.clone(),
-        events,
-        read_logins,
-        secret_rule: SecretRule::Labelled,
-        most: 0,
-    });
-    let images = vec!["nginx:1".to_owned()];
-    let cache = cluster.put_image_cache(ImageCache::new("c", ImageCacheSpec { images, ..Default::default() }));
+    let (mut controller, cache, _others) = by_hand();
     let (id, of) = (id_of(&cache), Version::of(&cache));
     controller.take_object(Watched::All(vec![cache]));
     let subject = Subject::Build { node: "a".to_owned(), id: id.clone() };

@@ -34,12 +34,17 @@ pub(super) fn with_secrets(mut reason: String, events: &[BuildEvent]) -> String 
     if reason.is_empty() {
         return reason;
     }
-    for event in events.iter().filter(|event| event.host.is_empty() && event.reason == UNUSABLE_SECRET) {
+    for event in events.iter().filter(|event| is_about_secret(event)) {
         if !reason.contains(&event.message) {
             reason = format!("{reason}; {}", event.message);
         }
     }
     reason
+}
+
+/// Whether it says that a Secret brought no login.
+fn is_about_secret(event: &BuildEvent) -> bool {
+    event.host.is_empty() && event.reason == UNUSABLE_SECRET
 }
 
 fn own_events(cache: &ImageCache, previous: &[BuildEvent], around: &Around<'_>) -> Vec<BuildEvent> {
@@ -48,7 +53,7 @@ fn own_events(cache: &ImageCache, previous: &[BuildEvent], around: &Around<'_>) 
         Some(texts) => texts.iter().map(secret).collect(),
         // What was said before a restart of ours holds until somebody is told again.
         None => {
-            let known = previous.iter().filter(|event| event.host.is_empty() && event.reason == UNUSABLE_SECRET);
+            let known = previous.iter().filter(|event| is_about_secret(event));
             known.map(|event| secret(&event.message)).collect()
         }
     };

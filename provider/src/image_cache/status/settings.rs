@@ -2,6 +2,7 @@
 //!
 //! What a build depends on beside the spec: annotations, whose change gives an object no new generation.
 
+use kube::ResourceExt as _;
 use sha2::{Digest as _, Sha256};
 
 use crate::custom_resource::{
@@ -11,11 +12,10 @@ use crate::custom_resource::{
 /// A key of the annotations that the outcome of a build depends on; nothing when there are none. Another key: an earlier
 /// failure says nothing any more.
 pub fn settings(cache: &ImageCache) -> Option<String> {
-    let annotations = cache.metadata.annotations.as_ref()?;
     let mut hash = Sha256::new();
     let mut is_empty = true;
     for key in [PLAIN_HTTP_ANNOTATION, INSECURE_ANNOTATION, SIZE_ANNOTATION, REFRESH_ANNOTATION] {
-        let Some(value) = annotations.get(key) else { continue };
+        let Some(value) = cache.annotations().get(key) else { continue };
         is_empty = false;
         // The lengths keep two values from being read as one.
         hash.update(format!("{key}={}:{value};", value.len()));
@@ -25,8 +25,7 @@ pub fn settings(cache: &ImageCache) -> Option<String> {
 
 /// What the content is asked to be as new as: any text, empty when it is never to be fetched again.
 pub fn refresh(cache: &ImageCache) -> &str {
-    let value = cache.metadata.annotations.as_ref().and_then(|annotations| annotations.get(REFRESH_ANNOTATION));
-    value.map(String::as_str).unwrap_or_default()
+    cache.annotations().get(REFRESH_ANNOTATION).map(String::as_str).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -35,10 +34,7 @@ mod tests {
     use crate::custom_resource::ImageCacheSpec;
 
     fn cache(annotations: &[(&str, &str)]) -> ImageCache {
-        let mut cache = ImageCache::new("c", ImageCacheSpec::default());
-        let annotations = annotations.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
-        cache.metadata.annotations = Some(annotations.collect());
-        cache
+        ImageCache::new("c", ImageCacheSpec::default()).annotated(annotations)
     }
 
     #[test]

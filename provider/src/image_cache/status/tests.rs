@@ -210,10 +210,8 @@ fn only_the_newest_events_are_kept_in_their_order() {
     assert_eq!(names(&with_vswitches(cache())), newest);
 }
 
-fn with_vswitches(mut cache: ImageCache) -> ImageCache {
-    let annotation = ("k8s.aliyun.com/vswitch-ids".to_owned(), "vsw-a".to_owned());
-    cache.metadata.annotations = Some([annotation].into());
-    cache
+fn with_vswitches(cache: ImageCache) -> ImageCache {
+    cache.annotated(&[("k8s.aliyun.com/vswitch-ids", "vsw-a")])
 }
 
 #[test]
@@ -270,11 +268,9 @@ fn another_setting_or_refresh_makes_a_failure_or_a_content_old() {
     let mut cache = cache();
     cache.status = Some(of(&cache, &[known(Some(&failed))]));
     assert!(has_failed(&cache) && is_observed(&cache));
-    let annotation = (crate::custom_resource::PLAIN_HTTP_ANNOTATION.to_owned(), "r".to_owned());
-    cache.metadata.annotations = Some([annotation].into());
+    let cache = cache.annotated(&[(crate::custom_resource::PLAIN_HTTP_ANNOTATION, "r")]);
     assert!(!has_failed(&cache) && !is_observed(&cache));
-    let annotation = (crate::custom_resource::REFRESH_ANNOTATION.to_owned(), "2".to_owned());
-    cache.metadata.annotations = Some([annotation].into());
+    let cache = cache.annotated(&[(crate::custom_resource::REFRESH_ANNOTATION, "2")]);
     let mut ready = state(CachePhase::Ready, 100, "nginx:1");
     assert_eq!(of(&cache, &[known(Some(&ready))]).phase, Phase::Updating);
     ready.refresh = "2".to_owned();

@@ -24,20 +24,7 @@ async fn a_build_that_failed_more_than_a_day_ago_is_removed() {
 
 #[tokio::test]
 async fn a_host_lost_in_mid_build_is_not_waited_for_and_goes_on_when_it_is_back() {
-    let (cluster, agent) = (Arc::new(FakeCluster::default()), Arc::new(FakeAgent::default()));
-    let (events, _writer) = EventRecorder::new(cluster.clone());
-    let agents = BTreeMap::from([("a".to_owned(), agent as Arc<dyn AgentClient>)]);
-    let (_caches, mut controller) = ImageCacheController::new(Surroundings {
-        api: cluster.clone(),
-        agents,
-        nodes: cluster.clone(),
-        events,
-        read_logins,
-        secret_rule: SecretRule::Labelled,
-        most: 0,
-    });
-    let images = vec!["nginx:1".to_owned()];
-    let cache = cluster.put_image_cache(ImageCache::new("c", ImageCacheSpec { images, ..Default::default() }));
+    let (mut controller, cache, _others) = by_hand();
     let id = id_of(&cache);
     controller.take_object(Watched::All(vec![cache]));
     let creating = CacheState { id, phase: CachePhase::Creating, ..CacheState::default() };

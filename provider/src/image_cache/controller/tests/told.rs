@@ -89,20 +89,20 @@ async fn a_selector_keeps_a_cache_to_its_hosts() {
     assert_eq!(bench.agent("b").see(|record| record.builds.len()), 0);
     // It moves with its selector, and is built on the other host before anybody misses it.
     cache.status = Some(status);
-    cache.metadata.annotations = Some([(NODE_SELECTOR_ANNOTATION.to_owned(), "zone=y".to_owned())].into());
-    let mut cache = bench.cluster.put_image_cache(cache);
+    let cache = cache.annotated(&[(NODE_SELECTOR_ANNOTATION, "zone=y")]);
+    let cache = bench.cluster.put_image_cache(cache);
     bench.told("b", &id).await;
     bench.agent("a").wait("delete", |record| record.cache_deletes.contains(&id)).await;
     bench.report("b", &id, CachePhase::Ready, 1, &["nginx:1"]);
     bench.phase("c", Phase::Ready).await;
 
-    cache.metadata.annotations = Some([(NODE_SELECTOR_ANNOTATION.to_owned(), "zone in".to_owned())].into());
-    let mut cache = bench.cluster.put_image_cache(cache);
+    let cache = cache.annotated(&[(NODE_SELECTOR_ANNOTATION, "zone in")]);
+    let cache = bench.cluster.put_image_cache(cache);
     let reason = bench.phase("c", Phase::UpdateFailed).await.status.unwrap().reason;
     assert!(reason.contains(NODE_SELECTOR_ANNOTATION) && reason.contains("\"zone in\""), "{reason}");
     assert!(bench.agent("b").see(|record| record.caches.contains_key(&id)));
 
-    cache.metadata.annotations = Some([(NODE_SELECTOR_ANNOTATION.to_owned(), "zone=z".to_owned())].into());
+    let cache = cache.annotated(&[(NODE_SELECTOR_ANNOTATION, "zone=z")]);
     bench.cluster.put_image_cache(cache);
     let reason = bench.phase("c", Phase::Failed).await.status.unwrap().reason;
     assert_eq!(reason, "no host has a node with the labels zone=z");
@@ -119,11 +119,11 @@ async fn a_changed_setting_tries_a_failed_cache_again_and_a_refresh_a_ready_one(
     bench.told("a", &id).await;
     bench.report("a", &id, CachePhase::Failed, 1, &[]);
     cache.status = bench.phase("c", Phase::Failed).await.status;
-    cache.metadata.annotations = Some([("team".to_owned(), "x".to_owned())].into());
-    let mut cache = bench.cluster.put_image_cache(cache);
+    let cache = cache.annotated(&[("team", "x")]);
+    let cache = bench.cluster.put_image_cache(cache);
     bench.settle().await;
     assert_eq!(bench.agent("a").see(|record| record.builds.len()), 1);
-    cache.metadata.annotations = Some([("k8s.aliyun.com/plain-http-registry".to_owned(), "r".to_owned())].into());
+    let cache = cache.annotated(&[("k8s.aliyun.com/plain-http-registry", "r")]);
     bench.cluster.put_image_cache(cache);
     bench.agent("a").wait("second build", |record| record.builds.len() == 2).await;
     bench.report("a", &id, CachePhase::Ready, 2, &["nginx:1"]);
