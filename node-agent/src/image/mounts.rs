@@ -119,7 +119,7 @@ impl Mounts {
     pub(super) async fn pin(self: &Arc<Self>, holder: Holder, layers: &ImageLayers) -> Result<Pin, SnapshotError> {
         let (store, diff_ids) = (Arc::clone(&self.store), layers.diff_ids.clone());
         let pinned = self.tasks.spawn_blocking(move || store.pins().pin(holder, &diff_ids)).await;
-        let pin = pinned.map_err(|err| interrupted("pin", layers, err))?;
+        let pin = pinned.map_err(|err| interrupted("pin", &layers.manifest, err))?;
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         let slot = slots.entry(layers.manifest).or_insert_with(|| {
             let mounted = tokio::sync::Mutex::default();
@@ -164,7 +164,7 @@ impl Mounts {
             store.record_image(&layers.manifest, &layers.diff_ids, pull::unix_seconds());
             snapshotter.mount(&layers)
         });
-        let made = made.await.map_err(|err| interrupted("mount", &slot.layers, err))??;
+        let made = made.await.map_err(|err| interrupted("mount", &slot.layers.manifest, err))??;
         *mounted = Some(made.clone());
         Ok(made)
     }
@@ -179,18 +179,26 @@ impl Mounts {
             Err(err) => return tracing::warn!(error = %err, "list mounted images"),
         };
         for manifest in mounted {
-            let _nobody_mounts = self.gate.write().await;
-            let is_known = self.slots.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&manifest);
-            if is_known {
-                continue;
-            }
             let snapshotter = Arc::clone(&self.snapshotter);
-            match self.tasks.spawn_blocking(move || snapshotter.unmount(&manifest)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(err)) => tracing::warn!(%manifest, error = %crate::chain::Chain(&err), "unmount image"),
-                Err(err) => tracing::warn!(%manifest, error = %err, "unmount image"),
+            if let Err(err) = self.while_unused(&manifest, move || snapshotter.unmount(&manifest)).await {
+                tracing::warn!(%manifest, error = %crate::chain::Chain(&err), "unmount image");
             }
         }
+    }
+
+    /// Runs `act` on a thread that may block where nobody uses the image; nothing is mounted meanwhile. Nothing is done
+    /// where somebody does, or has until a moment ago.
+    pub(super) async fn while_unused<T: Send + 'static>(
+        &self,
+        manifest: &Digest,
+        act: impl FnOnce() -> Result<T, SnapshotError> + Send + 'static,
+    ) -> Result<Option<T>, SnapshotError> {
+        let _nobody_mounts = self.gate.write().await;
+        if self.slots.lock().unwrap_or_else(PoisonError::into_inner).contains_key(manifest) {
+            return Ok(None);
+        }
+        let done = self.tasks.spawn_blocking(act).await.map_err(|err| interrupted("work on", manifest, err))?;
+        done.map(Some)
     }
 
     async fn release_unused(&self) {
@@ -233,6 +241,6 @@ impl Mounts {
     }
 }
 
-fn interrupted(action: &'static str, layers: &ImageLayers, err: tokio::task::JoinError) -> SnapshotError {
-    SnapshotError::Io { action, path: layers.manifest.to_string().into(), source: std::io::Error::other(err) }
+fn interrupted(action: &'static str, manifest: &Digest, err: tokio::task::JoinError) -> SnapshotError {
+    SnapshotError::Io { action, path: manifest.to_string().into(), source: std::io::Error::other(err) }
 }

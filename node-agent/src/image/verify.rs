@@ -150,7 +150,7 @@ impl Run<'_> {
     async fn layer(&mut self, layer: &LayerRecord) -> Result<(), VerifyError> {
         let diff_id = layer.diff_id;
         // While it is read it is not to be removed.
-        let _held = Held::layer(&self.service.store, &self.service.tasks, diff_id).await?;
+        let held = Arc::new(Held::layer(&self.service.store, &self.service.tasks, diff_id).await?);
         let condition = match self.check_layer(diff_id).await? {
             Ok(condition) => condition,
             // It went before it was pinned.
@@ -167,7 +167,7 @@ impl Run<'_> {
             }
             Condition::Damaged(why) => {
                 let outcome = match self.mend {
-                    Mend::Yes => self.repair(|repair| async move { repair.layer(diff_id).await }).await,
+                    Mend::Yes => self.repair(|repair| async move { repair.layer(diff_id, held).await }).await,
                     Mend::No => Outcome::Told,
                 };
                 self.found(Subject::Layer(diff_id), why, outcome).await;
@@ -197,17 +197,18 @@ impl Run<'_> {
     async fn images(&mut self) -> Result<(), VerifyError> {
         for image in self.images.clone() {
             let layers = ImageLayers { manifest: image.manifest, diff_ids: image.diff_ids };
+            let subject = Subject::Image(layers.manifest);
             // What a container's overlay stands on is not taken from under it.
-            let is_under_containers = self.service.snapshotter.driver() == Driver::Directory
-                && self.service.engine.mounts.manifests().contains(&layers.manifest);
-            let mend = if is_under_containers { Mend::No } else { self.mend };
-            let (snapshotter, subject) = (Arc::clone(&self.service.snapshotter), Subject::Image(layers.manifest));
-            let condition = self.service.blocking(move || Ok(snapshotter.check_image(&layers, mend))).await?;
+            let only_unused = self.mend == Mend::Yes && self.service.snapshotter.driver() == Driver::Directory;
+            let looked = if only_unused { Mend::No } else { self.mend };
+            let (snapshotter, image) = (Arc::clone(&self.service.snapshotter), layers.clone());
+            let condition = self.service.blocking(move || Ok(snapshotter.check_image(&image, looked))).await?;
             self.verified.images += 1;
             match condition {
                 Ok(Condition::Sound | Condition::Unhashed) => {}
-                Ok(Condition::Derived { why, .. }) if mend != self.mend => {
-                    self.found(subject, why, Outcome::Left(repair::IN_USE.to_owned())).await;
+                Ok(Condition::Derived { why, .. }) if only_unused => {
+                    let outcome = self.mend_unused(layers).await;
+                    self.found(subject, why, outcome).await;
                 }
                 Ok(Condition::Derived { why, mended }) => self.found(subject, why, derived(mended)).await,
                 Ok(Condition::Damaged(why)) => self.found(subject, why, Outcome::Told).await,
@@ -220,6 +221,17 @@ impl Run<'_> {
             }
         }
         Ok(())
+    }
+
+    async fn mend_unused(&self, image: ImageLayers) -> Outcome {
+        let snapshotter = Arc::clone(&self.service.snapshotter);
+        let manifest = image.manifest;
+        let mend = move || snapshotter.check_image(&image, Mend::Yes);
+        match self.service.engine.mounts.while_unused(&manifest, mend).await {
+            Ok(Some(_)) => Outcome::Repaired,
+            Ok(None) => Outcome::Left(repair::IN_USE.to_owned()),
+            Err(error) => Outcome::Left(Chain(&error).to_string()),
+        }
     }
 
     async fn documents(&mut self, all: Vec<Digest>) -> Result<(), VerifyError> {

@@ -114,6 +114,17 @@ impl Pins {
         Some(remove(&pinned))
     }
 
+    /// Runs `act` where `own` alone keeps its layers; nobody can pin meanwhile. Nothing is done where somebody else keeps
+    /// one of them too, or while there is a [`Hold`].
+    pub fn while_alone<T>(&self, own: &Pin, act: impl FnOnce() -> T) -> Option<T> {
+        let counts = self.counts();
+        let is_alone = |diff_id| counts.layers.get(diff_id).is_some_and(|holders| holders.caches + holders.pods == 1);
+        if !self.are_known() || !own.diff_ids.iter().all(is_alone) {
+            return None;
+        }
+        Some(act())
+    }
+
     /// The layers in use at this moment.
     pub fn pinned(&self) -> HashSet<Digest> {
         self.counts().layers.keys().copied().collect()
@@ -169,6 +180,21 @@ mod tests {
         assert_eq!(pins.while_unchanged(|_| ()), None);
         drop(second);
         assert_eq!(pins.while_unchanged(|_| ()), Some(()));
+    }
+
+    #[test]
+    fn one_is_alone_with_a_layer_until_somebody_else_keeps_it_too() {
+        let (a, b) = (Digest::of(b"a"), Digest::of(b"b"));
+        let pins = Pins::default();
+        let own = pins.pin(Holder::Pod, &[a, b]);
+        assert_eq!(pins.while_alone(&own, || ()), Some(()));
+        let other = pins.pin(Holder::Cache, &[b]);
+        assert_eq!(pins.while_alone(&own, || ()), None);
+        drop(other);
+        let hold = pins.hold();
+        assert_eq!(pins.while_alone(&own, || ()), None);
+        drop(hold);
+        assert_eq!(pins.while_alone(&own, || ()), Some(()));
     }
 
     #[tokio::test]

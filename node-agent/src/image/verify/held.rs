@@ -10,7 +10,7 @@ use crate::{
     image::inventory::InventoryError,
     store::{
         Store,
-        pins::{Holder, Pin},
+        pins::{Holder, Pin, Pins},
     },
 };
 
@@ -34,6 +34,11 @@ impl Held {
         let pinned = tasks.spawn_blocking(move || pins.pin(Holder::Pod, &[diff_id])).await;
         let pin = Some(pinned.map_err(|_| InventoryError::Closed)?);
         Ok(Self { pin, tasks: tasks.clone(), runtime: Handle::current() })
+    }
+
+    /// Runs `act` where nobody else keeps the layer; nobody can begin to meanwhile. It blocks.
+    pub(super) fn while_alone<T>(&self, pins: &Pins, act: impl FnOnce() -> T) -> Option<T> {
+        self.pin.as_ref().and_then(|pin| pins.while_alone(pin, act))
     }
 }
 

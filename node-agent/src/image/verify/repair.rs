@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::Outcome;
+use super::{Outcome, held::Held};
 use crate::{
     chain::Chain,
     digest::Digest,
@@ -36,28 +36,24 @@ pub(super) struct Repair {
 
 impl Repair {
     /// Fetches a damaged layer again from where one of its images came.
-    pub(super) async fn layer(&self, diff_id: Digest) -> Outcome {
-        let in_use = self.service.engine.mounts.manifests();
-        let mut users = self.images.iter().filter(|image| image.diff_ids.contains(&diff_id));
-        if !users.any(|image| in_use.contains(&image.manifest)) {
-            return self.unused_layer(diff_id).await;
-        }
-        match self.service.snapshotter.driver() {
-            Driver::Erofs => self.used_layer(diff_id).await,
-            // Its files would go from under the containers.
-            Driver::Directory => Outcome::Left(IN_USE.to_owned()),
-        }
-    }
-
-    async fn unused_layer(&self, diff_id: Digest) -> Outcome {
+    pub(super) async fn layer(&self, diff_id: Digest, held: Arc<Held>) -> Outcome {
         let (store, snapshotter) = (Arc::clone(&self.service.store), Arc::clone(&self.service.snapshotter));
         let remove = move || {
             note(store.index().remove_layer(&diff_id));
-            Ok(snapshotter.remove_layer(&diff_id)?)
+            snapshotter.remove_layer(&diff_id)
         };
-        if let Err(error) = self.service.blocking(remove).await {
-            return Outcome::Left(Chain(&error).to_string());
+        let pins = self.service.store.pins().clone();
+        let removed = self.service.blocking(move || Ok(held.while_alone(&pins, remove).transpose()?)).await;
+        match (removed, self.service.snapshotter.driver()) {
+            (Ok(Some(())), _) => self.removed_layer(diff_id).await,
+            (Ok(None), Driver::Erofs) => self.used_layer(diff_id).await,
+            // Its files would go from under the containers.
+            (Ok(None), Driver::Directory) => Outcome::Left(IN_USE.to_owned()),
+            (Err(error), _) => Outcome::Left(Chain(&error).to_string()),
         }
+    }
+
+    async fn removed_layer(&self, diff_id: Digest) -> Outcome {
         match self.fetch_layer(diff_id).await {
             Ok(()) => Outcome::Repaired,
             Err(why) => {

@@ -75,7 +75,7 @@ impl Bench {
     /// Waits until nobody uses an image, and its mount is gone: the end of a use tells nobody.
     async fn unused(&self) {
         let mount = self.folder.path().join("mounts").join(self.manifest.hex());
-        let is_unused = || self.service.engine.mounts.manifests().is_empty() && !mount.exists();
+        let is_unused = || self.store.pins().pinned().is_empty() && !mount.exists();
         tokio::time::timeout(std::time::Duration::from_secs(10), async {
             while !is_unused() {
                 tokio::task::yield_now().await;
@@ -214,6 +214,51 @@ async fn what_containers_stand_on_is_not_made_anew_under_them() {
     bench.unused().await;
     assert_eq!(bench.verify(Mend::Yes).await.1, [(Subject::Image(bench.manifest), Outcome::Repaired)]);
     assert_eq!(bench.verify(Mend::No).await.1, []);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_comes_while_an_image_is_made_anew_waits_for_it() {
+    let bench = Bench::new(DriverChoice::Directory).await;
+    drop(bench.pull().await);
+    bench.unused().await;
+    let mounts = &bench.service.engine.mounts;
+    let ((begin, begun), (end, ended)) = (tokio::sync::oneshot::channel(), std::sync::mpsc::channel());
+    let act = move || {
+        begin.send(()).unwrap();
+        ended.recv().unwrap();
+        Ok(())
+    };
+    let comes = async {
+        begun.await.unwrap();
+        let mut pull = std::pin::pin!(bench.pull());
+        let mut looks_after_pin = 0;
+        while looks_after_pin < 50 {
+            tokio::task::yield_now().await;
+            assert!(futures::poll!(&mut pull).is_pending(), "it has not waited");
+            looks_after_pin += u32::from(!mounts.manifests().is_empty());
+        }
+        end.send(()).unwrap();
+        pull.await
+    };
+    let (made, image) = tokio::join!(mounts.while_unused(&bench.manifest, act), comes);
+    assert!(matches!(made, Ok(Some(()))), "{made:?}");
+    assert!(image.lower_dirs[0].join("two").exists());
+    assert!(matches!(mounts.while_unused(&bench.manifest, || Ok(())).await, Ok(None)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_layer_that_is_pinned_before_it_is_removed_stays() {
+    let bench = Bench::new(DriverChoice::Directory).await;
+    drop(bench.pull().await);
+    bench.unused().await;
+    let layer = bench.diff_ids[0];
+    damage(&bench.store.layout().layer(&layer).files().join("one"));
+    // Somebody who has come so far, and has mounted nothing yet.
+    let pin = bench.store.pins().pin(crate::store::pins::Holder::Pod, &[layer]);
+    let (_, found) = bench.verify(Mend::Yes).await;
+    assert!(matches!(&found[..], [(_, Outcome::Left(why))] if why.contains("use its files")), "{found:?}");
+    drop(pin);
+    assert_eq!(bench.verify(Mend::Yes).await.1, [(Subject::Layer(layer), Outcome::Repaired)]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
