@@ -21,8 +21,8 @@ use larder_dev::pki::PairFiles;
 use larder_dev::process::{self, Process};
 use larder_dev::{images, manifests, ports, prerequisites, registry, workspace};
 
-use crate::mutual_tls;
 use crate::registry_proxy::RegistryProxy;
+use crate::{figures, mutual_tls};
 
 /// The registry of the documented Deployments.
 pub const SAMPLE_REGISTRY: &str = "registry.cn-shanghai.aliyuncs.com";
@@ -108,7 +108,8 @@ impl Cluster {
         if let Some(bytes) = options.small_disk {
             mount_small_disk(folder.path(), bytes)?;
         }
-        let mut agents: Vec<Agent> = (0..options.nodes).map(|index| agent(folder.path(), &options, index)).collect();
+        let agents = (0..options.nodes).map(|index| agent(folder.path(), &options, index));
+        let mut agents: Vec<Agent> = agents.collect::<Result<_>>()?;
         let mut provider = provider(folder.path(), &control_plane, kubeconfig)?;
         if options.mutual_tls {
             provider.agent_tls = Some(mutual_tls::between(&folder.path().join("pki"), &mut agents)?);
@@ -165,7 +166,9 @@ impl Cluster {
     /// # Errors
     /// When it cannot be started.
     pub fn set_provider_flags(&mut self, flags: &[&str]) -> Result<Process> {
-        self.provider.extra = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        // The first ones say where it serves its figures.
+        self.provider.extra.truncate(figures::FLAGS);
+        self.provider.extra.extend(flags.iter().map(|flag| (*flag).to_owned()));
         self.start_provider()
     }
 
@@ -220,6 +223,22 @@ impl Cluster {
     pub async fn own_image(&self, repository: &str) -> Result<String> {
         crate::own_image::push(self.upstream, repository).await?;
         Ok(format!("{TEST_REGISTRY}/{repository}:1"))
+    }
+
+    /// A figure of the provider's, by its name with its labels as `/metrics` has it; 0 where it has none.
+    ///
+    /// # Errors
+    /// When it cannot be asked for.
+    pub async fn provider_figure(&self, name: &str) -> Result<f64> {
+        figures::read(&self.provider.extra, name).await
+    }
+
+    /// A figure of an agent's, likewise.
+    ///
+    /// # Errors
+    /// When it cannot be asked for.
+    pub async fn agent_figure(&self, index: usize, name: &str) -> Result<f64> {
+        figures::read(&self.agents[index].extra, name).await
     }
 
     /// The store of an agent.
@@ -322,9 +341,10 @@ pub(crate) async fn wait_default_account(client: &Client, namespace: &str) -> Re
     Ok(())
 }
 
-fn agent(folder: &Path, options: &Options, index: u8) -> Agent {
+fn agent(folder: &Path, options: &Options, index: u8) -> Result<Agent> {
     let Options { tag, net, .. } = options;
-    Agent {
+    let [metrics] = ports::free()?;
+    Ok(Agent {
         program: workspace::target().join("release/larder-node-agent"),
         dir: folder.join("run"),
         node: format!("virtual-node-eci-{index}"),
@@ -339,13 +359,13 @@ fn agent(folder: &Path, options: &Options, index: u8) -> Agent {
         cgroup_parent: format!("larder-e2e-{tag}{index}"),
         registry_config: folder.join("registries"),
         cluster_dns: Vec::new(),
-        extra: options.agent_flags.clone(),
+        extra: figures::flags(metrics).into_iter().chain(options.agent_flags.clone()).collect(),
         env: Vec::new(),
-    }
+    })
 }
 
 fn provider(folder: &Path, control_plane: &ControlPlane, kubeconfig: PathBuf) -> Result<Provider> {
-    let [kubelet, webhook] = ports::free()?;
+    let [kubelet, webhook, metrics] = ports::free()?;
     let names = [Ipv4Addr::LOCALHOST.to_string()];
     Ok(Provider {
         program: workspace::target().join("release/larder-provider"),
@@ -359,7 +379,7 @@ fn provider(folder: &Path, control_plane: &ControlPlane, kubeconfig: PathBuf) ->
         client_authority: Some(control_plane.authority().files().certificate.clone()),
         webhook_listen: format!("127.0.0.1:{webhook}"),
         webhook_url: Some(format!("https://127.0.0.1:{webhook}")),
-        extra: Vec::new(),
+        extra: figures::flags(metrics),
         env: Vec::new(),
     })
 }

@@ -2,6 +2,7 @@
 //! on demand, and a namespace for each test with the questions that tests ask.
 
 pub mod cluster;
+mod figures;
 pub mod isolation;
 pub mod registry_proxy;
 pub mod scene;

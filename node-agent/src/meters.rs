@@ -64,6 +64,7 @@ pub struct Meters {
     registry: Arc<Registry>,
     start_seconds: Family<StepLabels, Histogram>,
     images: Family<SourceLabels, Counter>,
+    saved_bytes: Counter,
     /// Store indexes that were lost or could not be used, and were made anew from the files.
     pub index_rebuilds: Counter,
     evicted_layers: Counter,
@@ -91,6 +92,9 @@ impl Default for Meters {
         let mut registry = Registry::with_prefix("larder_agent");
         registry.register("pod_start_seconds", "Time of a pod's start, by step", start_seconds.clone());
         registry.register("images", "Images that containers asked for, by where they came from", images.clone());
+        let saved_bytes = Counter::default();
+        let help = "Bytes that no registry had to send, because a matched image cache held the image";
+        registry.register("image_cache_saved_bytes", help, saved_bytes.clone());
         let (index_rebuilds, evicted_layers, evicted_bytes) =
             (Counter::default(), Counter::default(), Counter::default());
         registry.register(
@@ -111,6 +115,7 @@ impl Default for Meters {
             registry,
             start_seconds,
             images,
+            saved_bytes,
             index_rebuilds,
             evicted_layers,
             evicted_bytes,
@@ -132,6 +137,11 @@ impl Meters {
     /// Counts an image.
     pub fn image(&self, source: ImageSource) {
         self.images.get_or_create(&SourceLabels { source }).inc();
+    }
+
+    /// Counts what no registry had to send.
+    pub fn saved(&self, bytes: u64) {
+        self.saved_bytes.inc_by(bytes);
     }
 
     /// Counts what a registry has sent.
@@ -165,6 +175,7 @@ mod tests {
         meters.image(ImageSource::Cache);
         meters.pods.inc();
         meters.received(7);
+        meters.saved(8);
         meters.index_rebuilds.inc();
         meters.evicted(2, 300);
         let text = meters.text();
@@ -173,6 +184,7 @@ mod tests {
             r#"larder_agent_images_total{source="Cache"} 1"#,
             "larder_agent_pods 1",
             "larder_agent_registry_received_bytes_total 7",
+            "larder_agent_image_cache_saved_bytes_total 8",
             "larder_agent_store_index_rebuilds_total 1",
             "larder_agent_store_evicted_layers_total 2",
             "larder_agent_store_evicted_bytes_total 300",

@@ -12,4 +12,4 @@ mod server;
 
 pub use registration::Target;
 pub use review::Placement;
-pub use webhook::{Webhook, WebhookConfig, WebhookError};
+pub use webhook::{Surroundings, Webhook, WebhookConfig, WebhookError};

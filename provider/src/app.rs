@@ -27,12 +27,13 @@ use tracing::Instrument;
 
 use self::metrics_server::MetricsServer;
 use crate::admission::registration::TargetError;
-use crate::admission::{Placement, Webhook, WebhookConfig, WebhookError};
+use crate::admission::{self, Placement, Webhook, WebhookConfig, WebhookError};
 use crate::agent::AgentClient;
 use crate::agent::grpc::{self, GrpcAgent, TlsFiles};
 use crate::cluster::{self, EventRecorder, KubeCluster, ObjectStore};
-use crate::config::{AgentAddress, Config, PodPolicyFlag};
+use crate::config::{AgentAddress, Config, ImageCacheAutoFlag, PodPolicyFlag};
 use crate::image_cache::installation::{InstallError, install};
+use crate::image_cache::request::NodeDefault;
 use crate::image_cache::{self, ImageCacheController, ImageCaches};
 use crate::kubelet_api::{self, KubeletApi};
 use crate::meters::Meters;
@@ -108,14 +109,13 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     backs.spawn_owner("the writer of events", event_writer.run(back.clone()));
     backs.spawn_owner("the watch of what pods refer to", store_task.run(back.clone()));
 
-    let server_version = cluster.version().await;
-    let around = around_image_caches(&config, &cluster, &agents, events.clone());
+    let (server_version, meters) = (cluster.version().await, Meters::default());
+    let around = around_image_caches(&config, &cluster, &agents, (&events, &meters));
     let (image_caches, image_cache_controller) = ImageCacheController::new(around);
     let webhook = match &config.args.webhook_url {
-        Some(url) => Some(webhook(&config, url, cluster.clone()).await?),
+        Some(url) => Some(webhook(&config, url, &cluster, &events).await?),
         None => None,
     };
-    let meters = Meters::default();
     let metrics = match config.args.metrics_listen {
         Some(listen) => {
             let bound = MetricsServer::bind(listen, meters.clone()).await;
@@ -187,28 +187,41 @@ fn around_image_caches(
     config: &Config,
     cluster: &Arc<KubeCluster>,
     agents: &[Reached],
-    events: EventRecorder,
+    (events, meters): (&EventRecorder, &Meters),
 ) -> image_cache::Surroundings {
     image_cache::Surroundings {
         api: cluster.clone(),
         agents: agents.iter().map(|(agent, client)| (agent.node.clone(), client.clone())).collect(),
         nodes: cluster.clone(),
-        events,
+        events: events.clone(),
         read_logins: crate::pod::pull_credentials::credentials,
         secret_rule: match config.args.webhook_url {
             Some(_) => image_cache::SecretRule::CheckedAtAdmission,
             None => image_cache::SecretRule::Labelled,
         },
         most: config.args.image_caches_max,
+        default: match config.args.image_cache_auto {
+            ImageCacheAutoFlag::Create => NodeDefault::Create,
+            ImageCacheAutoFlag::Match => NodeDefault::Match,
+            ImageCacheAutoFlag::Off => NodeDefault::Off,
+        },
+        meters: meters.clone(),
     }
 }
 
 /// The webhook, at its address but not serving yet.
-async fn webhook(config: &Config, url: &str, cluster: Arc<KubeCluster>) -> Result<Webhook, AppError> {
+async fn webhook(
+    config: &Config,
+    url: &str,
+    cluster: &Arc<KubeCluster>,
+    events: &EventRecorder,
+) -> Result<Webhook, AppError> {
     let target = url.parse().map_err(AppError::WebhookUrl)?;
-    let placement = Placement::new(node_taints(config).all());
-    Ok(Webhook::bind(cluster.clone(), cluster, WebhookConfig { listen: config.args.webhook_listen, target, placement })
-        .await?)
+    let nodes = config.agents.iter().map(|agent| agent.node.clone()).collect();
+    let placement = Placement { nodes, ..Placement::new(node_taints(config).all()) };
+    let (entries, profiles, access) = (cluster.clone(), cluster.clone(), cluster.clone());
+    let around = admission::Surroundings { entries, profiles, access, events: events.clone() };
+    Ok(Webhook::bind(around, WebhookConfig { listen: config.args.webhook_listen, target, placement }).await?)
 }
 
 fn node_taints(config: &Config) -> Taints {

@@ -13,6 +13,7 @@ pub mod image_caches;
 pub mod nodes;
 pub mod objects;
 pub mod pods;
+pub mod profile;
 pub mod watching;
 pub mod webhooks;
 
@@ -34,6 +35,7 @@ pub use image_caches::ImageCacheApi;
 pub use nodes::NodeApi;
 pub use objects::{ObjectApi, ObjectKey, ObjectKind, ObjectStore};
 pub use pods::PodApi;
+pub use profile::ProfileApi;
 pub use watching::{WatchStream, Watched};
 pub use webhooks::WebhookApi;
 

@@ -86,6 +86,10 @@ pub struct Args {
     /// takes the place of the automatic one that was used least recently.
     #[arg(long, env = "LARDER_IMAGE_CACHES_MAX", default_value_t = 200, value_name = "NUMBER")]
     pub image_caches_max: usize,
+    /// What holds for pods without the annotation k8s.aliyun.com/eci-auto-imc: whether they start from image caches, and
+    /// whether a cache is made for them where none holds all their images. off holds for pods with it, too.
+    #[arg(long, env = "LARDER_IMAGE_CACHE_AUTO", default_value = "create")]
+    pub image_cache_auto: ImageCacheAutoFlag,
     /// DNS domain of the cluster.
     #[arg(long, env = "LARDER_CLUSTER_DOMAIN", default_value = "cluster.local")]
     pub cluster_domain: String,
@@ -104,6 +108,17 @@ pub enum PodPolicyFlag {
     Eci,
     /// Whatever the agent can run.
     Kubelet,
+}
+
+/// What holds for pods that do not say whether they start from image caches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ImageCacheAutoFlag {
+    /// They do, and a cache is made where none holds all their images.
+    Create,
+    /// They do, and no cache is made.
+    Match,
+    /// No pod does, but for those that name a cache by its id.
+    Off,
 }
 
 /// Form of the log.
@@ -324,6 +339,7 @@ mod tests {
     #[case(&["--capacity", "cpu=much"], "RESOURCE=QUANTITY")]
     #[case(&["--capacity", "gpu=1"], "\"gpu\" is none of")]
     #[case(&["--pod-policy", "none"], "pod-policy")]
+    #[case(&["--image-cache-auto", "yes"], "create, match, off")]
     #[case(&["--agent-tls-cert", "c"], "together")]
     #[case(&["--tls-cert-file", "c"], "tls-private-key-file")]
     #[case(&["--agent", "a=unix:///a,b=unix:///b", "--listen", "0.0.0.0:65535"], "no port")]

@@ -3,6 +3,7 @@
 pub mod annotations;
 pub mod automatic;
 pub mod controller;
+pub mod figures;
 pub mod handle;
 pub mod hosts;
 pub mod installation;

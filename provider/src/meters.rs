@@ -16,6 +16,9 @@ use prometheus_client::registry::Registry;
 /// From a millisecond to 16 seconds, each twice the one before.
 const BUCKETS: (f64, f64, u16) = (0.001, 2.0, 15);
 
+/// From ten milliseconds to eleven minutes, each twice the one before.
+const BUILD_BUCKETS: (f64, f64, u16) = (0.01, 2.0, 17);
+
 /// How something went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
 pub enum Outcome {
@@ -56,6 +59,73 @@ impl Meter {
     }
 }
 
+/// How a choice of an image cache for a pod went.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ChoiceLabels {
+    /// `hit`, `partial`, `pinned`, `miss`, `refused` or `off`.
+    pub outcome: &'static str,
+    /// Why; empty where there is nothing to add.
+    pub reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BuildLabels {
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PhaseLabels {
+    phase: &'static str,
+}
+
+/// What is counted and timed of image caches.
+#[derive(Debug, Clone)]
+pub struct CacheMeters {
+    choices: Family<ChoiceLabels, Counter>,
+    builds: Family<BuildLabels, Counter>,
+    build_seconds: Histogram,
+    phases: Family<PhaseLabels, Gauge>,
+}
+
+impl CacheMeters {
+    fn new(registry: &mut Registry) -> Self {
+        let (first, factor, buckets) = BUILD_BUCKETS;
+        let series = prometheus_client::metrics::histogram::exponential_buckets(first, factor, buckets);
+        let meters = Self {
+            choices: Family::default(),
+            builds: Family::default(),
+            build_seconds: Histogram::new(series),
+            phases: Family::default(),
+        };
+        let help = "Pods that started or were to start, by what image cache they were given and why";
+        registry.register("image_cache_choices", help, meters.choices.clone());
+        registry.register("image_cache_builds", "Builds of image caches that ended, by outcome", meters.builds.clone());
+        let help = "Time from a new or changed ImageCache to Ready, as its status tells it";
+        registry.register("image_cache_build_seconds", help, meters.build_seconds.clone());
+        registry.register("image_caches", "ImageCache objects, by phase", meters.phases.clone());
+        meters
+    }
+
+    /// Counts a choice.
+    pub fn chosen(&self, how: &ChoiceLabels) {
+        self.choices.get_or_create(how).inc();
+    }
+
+    /// Counts a build that has ended; the time counts where the cache is Ready.
+    pub fn built(&self, is_ready: bool, took: Duration) {
+        let outcome = if is_ready { "ready" } else { "failed" };
+        self.builds.get_or_create(&BuildLabels { outcome }).inc();
+        if is_ready {
+            self.build_seconds.observe(took.as_secs_f64());
+        }
+    }
+
+    /// Says how many caches are in a phase.
+    pub fn in_phase(&self, phase: &'static str, count: i64) {
+        self.phases.get_or_create(&PhaseLabels { phase }).set(count);
+    }
+}
+
 /// All figures.
 #[derive(Debug, Clone)]
 pub struct Meters {
@@ -68,6 +138,8 @@ pub struct Meters {
     pub removals: Meter,
     /// Pods that have a worker now.
     pub workers: Gauge,
+    /// Image caches.
+    pub image_caches: CacheMeters,
 }
 
 impl Default for Meters {
@@ -78,7 +150,8 @@ impl Default for Meters {
         let removals = Meter::new(&mut registry, "pod_removals", "pod objects removed from the API server");
         let workers = Gauge::default();
         registry.register("pod_workers", "Pods that have a worker now", workers.clone());
-        Self { registry: Arc::new(registry), hand_overs, status_writes, removals, workers }
+        let image_caches = CacheMeters::new(&mut registry);
+        Self { registry: Arc::new(registry), hand_overs, status_writes, removals, workers, image_caches }
     }
 }
 
@@ -101,12 +174,22 @@ mod tests {
         let meters = Meters::default();
         meters.clone().hand_overs.record(Outcome::Done, Duration::from_millis(3));
         meters.workers.inc();
+        meters.image_caches.chosen(&ChoiceLabels { outcome: "miss", reason: "NotReady" });
+        meters.image_caches.built(true, Duration::from_millis(15));
+        meters.image_caches.built(false, Duration::ZERO);
+        meters.image_caches.in_phase("Ready", 3);
         let mut text = String::new();
         meters.write(&mut text).unwrap();
         for line in [
             r#"larder_provider_pod_hand_overs_total{outcome="Done"} 1"#,
             r#"larder_provider_pod_hand_overs_seconds_bucket{le="0.004"} 1"#,
             "larder_provider_pod_workers 1",
+            r#"larder_provider_image_cache_choices_total{outcome="miss",reason="NotReady"} 1"#,
+            r#"larder_provider_image_cache_builds_total{outcome="ready"} 1"#,
+            r#"larder_provider_image_cache_builds_total{outcome="failed"} 1"#,
+            r#"larder_provider_image_cache_build_seconds_bucket{le="0.02"} 1"#,
+            r#"larder_provider_image_cache_build_seconds_count 1"#,
+            r#"larder_provider_image_caches{phase="Ready"} 3"#,
         ] {
             assert!(text.lines().any(|there| there == line), "{line} is not in\n{text}");
         }

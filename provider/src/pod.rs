@@ -2,6 +2,7 @@
 //!
 //! It never runs anything, and never removes a pod's API object before the agent has said that nothing of it runs.
 
+pub mod acted_on;
 pub mod cache_choice;
 pub mod eci_annotations;
 pub mod instance_size;
@@ -16,6 +17,7 @@ mod content;
 mod controller;
 mod next_action;
 mod objects;
+mod out_of_memory;
 mod resize;
 mod service_env;
 mod status;

@@ -7,13 +7,14 @@
 //! are restarted: a Failed one would be replaced by its controller without end. With the restart policy `Never` it is Failed,
 //! so that its Job counts it and ends.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::Pod;
 
 use crate::custom_resource::{INSECURE_ANNOTATION, PLAIN_HTTP_ANNOTATION};
 use crate::image_cache::{self, ImageCaches, Note};
+use crate::pod::acted_on::{self, ACTED_ON};
 use crate::pod::eci_annotations::{self, MATCHED_IMAGE_CACHE, Surroundings};
 use crate::pod::policy::{self, PodPolicy};
 use crate::pod::unhonoured::{Unhonoured, unhonoured};
@@ -46,7 +47,13 @@ impl CacheChoice for PodStart {
                 let size = Notice { warning: false, reason: "UserInstanceTypeSpec".to_owned(), message: size };
                 let asked = unhonoured(pod).into_iter().map(not_honoured);
                 let notices = std::iter::once(size).chain(asked).chain(told).collect();
-                CacheDecision::Run(Admitted { notices, ..self.admitted(node, pod, image_cache_id) })
+                let mut admitted = self.admitted(node, pod, image_cache_id);
+                admitted.annotations.insert(ACTED_ON.to_owned(), acted_on::mark(pod.metadata.annotations.as_ref()));
+                if admitted.image_cache_id.is_none() {
+                    // A copy of another pod, or a user's own word, is not what this pod started from.
+                    admitted.cleared.insert(MATCHED_IMAGE_CACHE.to_owned());
+                }
+                CacheDecision::Run(Admitted { notices, ..admitted })
             }
             Err(refusal) => CacheDecision::Later(waiting(&refusal, told.collect())),
         }
@@ -57,8 +64,8 @@ impl CacheChoice for PodStart {
     }
 
     fn recall(&self, node: &str, pod: &Pod) -> Admitted {
-        let written = pod.metadata.annotations.as_ref().and_then(|annotations| annotations.get(MATCHED_IMAGE_CACHE));
-        self.admitted(node, pod, written.cloned())
+        // Which cache it started from is the agent's to know. What is written on the pod may be its user's own word.
+        self.admitted(node, pod, None)
     }
 }
 
@@ -71,6 +78,7 @@ impl PodStart {
             plain_http_registries: registries(pod, PLAIN_HTTP_ANNOTATION),
             insecure_registries: registries(pod, INSECURE_ANNOTATION),
             notices: vec![],
+            cleared: BTreeSet::new(),
             image_cache_id,
         }
     }
@@ -114,6 +122,8 @@ mod tests {
     use crate::cluster::EventRecorder;
     use crate::cluster::fake::FakeCluster;
     use crate::image_cache::ImageCacheController;
+    use crate::image_cache::request::{self, NodeDefault};
+    use crate::meters::Meters;
     use crate::parts::PartError;
 
     fn start(tasks: &mut JoinSet<Result<(), PartError>>) -> PodStart {
@@ -128,6 +138,8 @@ mod tests {
             read_logins: |_| Ok(vec![]),
             secret_rule: image_cache::SecretRule::CheckedAtAdmission,
             most: 0,
+            default: NodeDefault::default(),
+            meters: Meters::default(),
         };
         let (image_caches, controller) = ImageCacheController::new(around);
         tasks.spawn(controller.run(CancellationToken::new()));
@@ -208,12 +220,33 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_was_decided_is_recalled_from_the_pod() {
+    async fn a_cache_that_a_user_has_written_on_the_pod_is_neither_believed_nor_left_there() {
         let mut tasks = JoinSet::new();
         let start = start(&mut tasks);
-        let recalled = start.recall("n", &pod(json!({MATCHED_IMAGE_CACHE: "imc-a"}), json!({})));
-        assert_eq!(recalled.image_cache_id.as_deref(), Some("imc-a"));
-        assert_eq!(recalled.annotations[MATCHED_IMAGE_CACHE], "imc-a");
-        assert!(recalled.notices.is_empty());
+        let pod = pod(json!({MATCHED_IMAGE_CACHE: "imc-a"}), json!({}));
+        let CacheDecision::Run(admitted) = start.choose("n", &pod).await else { panic!() };
+        assert_eq!(admitted.cleared, BTreeSet::from([MATCHED_IMAGE_CACHE.to_owned()]));
+        let recalled = start.recall("n", &pod);
+        assert_eq!(recalled.image_cache_id, None);
+        assert!(recalled.notices.is_empty() && recalled.cleared.is_empty());
+        assert!(!recalled.annotations.contains_key(MATCHED_IMAGE_CACHE));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_acted_on_is_marked_at_the_start_and_not_later() {
+        let mut tasks = JoinSet::new();
+        let start = start(&mut tasks);
+        let pod = pod(json!({request::AUTO: "false"}), json!({}));
+        let CacheDecision::Run(admitted) = start.choose("n", &pod).await else { panic!() };
+        assert!(admitted.annotations[ACTED_ON].starts_with("k8s.aliyun.com/eci-auto-imc="));
+        assert!(!start.recall("n", &pod).annotations.contains_key(ACTED_ON));
+    }
+
+    #[test]
+    fn every_annotation_about_image_caches_is_watched_for_changes() {
+        use request::{AUTO, AUTO_LEGACY, COUNT, PERFECT, PINNED, PINNED_LEGACY};
+        for key in [AUTO, AUTO_LEGACY, PINNED, PINNED_LEGACY, PERFECT, COUNT] {
+            assert!(acted_on::KEYS.contains(&key), "{key}");
+        }
     }
 }

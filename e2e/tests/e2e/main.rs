@@ -4,12 +4,16 @@
 //! leave a cluster as they found it share one and run side by side; tests that stop or break its parts share another, one at a
 //! time.
 
+mod annotations;
 mod disruption;
+mod documented;
 mod image_cache;
 mod lifecycle;
+mod matrix;
 mod mounted;
 mod network;
 mod node;
+mod profile;
 mod registry;
 mod scheduling;
 mod two_nodes;
@@ -105,6 +109,10 @@ fn shared() -> Vec<(&'static str, Shared)> {
     );
     all.extend::<Vec<(&'static str, Shared)>>(tests!(image_cache: made_by_hand, pinned_without_the_registry, matched_without_the_registry, made_when_missing, pinned_to_one_that_is_missing, pinned_to_one_in_the_making, one_for_many_pods, gone_from_the_host_when_deleted, invalid_annotations, as_kubectl_shows_it, explained, refused_and_taken, updated, annotations_are_told_of_once, of_another_namespace, only_for_who_may_read_them));
     all.extend::<Vec<(&'static str, Shared)>>(tests!(mounted: images_are_what_umoci_unpacks));
+    all.extend::<Vec<(&'static str, Shared)>>(
+        tests!(annotations: partly_hit, init_containers_count, a_change_comes_too_late_and_is_told_once, figures),
+    );
+    all.extend::<Vec<(&'static str, Shared)>>(tests!(documented: automatic, pinned, image_cache));
     all.extend::<Vec<(&'static str, Shared)>>(tests!(node: shape, deleted_and_recreated));
     all
 }
@@ -131,6 +139,12 @@ fn alone() -> Vec<(&'static str, Alone)> {
         tests!(disruption: agent_killed, provider_killed, agent_away_shows_on_the_node, api_server_away, disk_full),
     );
     all.extend::<Vec<(&'static str, Alone)>>(tests!(image_cache: room_for_two, definition_by_flag));
+    all.extend::<Vec<(&'static str, Alone)>>(tests!(annotations: a_forged_cache_is_not_believed));
+    // There is one profile in a cluster.
+    all.extend::<Vec<(&'static str, Alone)>>(
+        tests!(profile: selects_and_writes_in_order, documented, a_broken_one_is_named_and_the_last_good_one_holds),
+    );
+    all.extend::<Vec<(&'static str, Alone)>>(tests!(matrix: every_annotation_alone_and_in_every_pair));
     all
 }
 

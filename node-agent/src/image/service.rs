@@ -61,6 +61,7 @@ pub struct ImageService {
     pub(super) store: Arc<Store>,
     pub(super) snapshotter: Arc<dyn Snapshotter>,
     caches: Keeper,
+    meters: Meters,
     pub(super) tasks: TaskTracker,
     pub(super) stop: CancellationToken,
     /// Held while the store is verified: once at a time.
@@ -215,7 +216,8 @@ impl ImageService {
     ) -> Result<Arc<Self>, StoreError> {
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let documents = Documents(Arc::clone(&store));
-        let pulls = Pulls::new(config.meters.clone(), tasks.clone());
+        let meters = config.meters.clone();
+        let pulls = Pulls::new(meters.clone(), tasks.clone());
         let turns = Turns::new(config.max_parallel_layers_in_all, config.max_parallel_layers);
         let puller = Puller {
             store: Arc::clone(&store),
@@ -236,7 +238,7 @@ impl ImageService {
         });
         let caches = Keeper::open(Arc::clone(&engine), Arc::clone(&store), &tasks, stop.clone()).await?;
         let verifying = tokio::sync::Mutex::default();
-        Ok(Arc::new(Self { engine, store, snapshotter, caches, tasks, stop, verifying }))
+        Ok(Arc::new(Self { engine, store, snapshotter, caches, meters, tasks, stop, verifying }))
     }
 
     /// Starts to build a cache, or to rebuild it when its images differ. Returns when the build is on record; how it goes
@@ -344,7 +346,9 @@ impl ImageService {
     ) -> Result<PresentImage, EngineError> {
         tell(progress, ImageProgress::AlreadyPresent).await;
         let size_bytes = held.cached.size_bytes;
-        self.engine.present(reference, &held.image, held.pin.clone(), size_bytes).await
+        let present = self.engine.present(reference, &held.image, held.pin.clone(), size_bytes).await?;
+        self.meters.saved(held.image.transfer_bytes);
+        Ok(present)
     }
 
     async fn ensure_from_registry(

@@ -53,6 +53,13 @@ impl PodWish {
         }
     }
 
+    /// A newer wish for the same pod, as far as it counts: annotations act when a pod is created and not later.
+    pub fn renewed(&self, newer: Self) -> Self {
+        let RegistryAccess { plain_http, insecure, credentials: _ } = self.access.clone();
+        let access = RegistryAccess { credentials: newer.access.credentials, plain_http, insecure };
+        Self { pod: newer.pod, objects: newer.objects, access, cache: self.cache.clone() }
+    }
+
     /// Init containers, then app containers, in the pod's order: the order of [`Plan::containers`].
     pub fn containers(&self) -> impl Iterator<Item = &Container> {
         let spec = self.pod.spec.as_ref();

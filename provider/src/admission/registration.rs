@@ -1,16 +1,21 @@
 //! Pure: no I/O, no clock, no randomness.
 //!
-//! The webhooks' entries at the API server. The selectors of the one for pods see to it that no pod ever waits for us that is
-//! not meant for the virtual nodes: five webhooks, of which at most one is called for a pod, since each leaves out what those
-//! before it take.
+//! The webhooks' entries at the API server. The selectors of the one for pods see to it that no pod ever waits for us that
+//! is not meant for the virtual nodes. First comes a webhook for each selector of the profile, in their order, then five for
+//! labels, of which at most one is called for a pod, since each leaves out what those before it take, and last one for all
+//! pods that go to the virtual nodes, where the profile has something to write on all of them.
 //!
 //! | webhook | pods | namespaces |
 //! |---|---|---|
+//! | `profile-<n>` | `objectSelector` of the selector | its `namespaceSelector` |
 //! | `pod` | `alibabacloud.com/eci: "true"` | all |
 //! | `pod-legacy` | `eci: "true"` and no newer label | all |
 //! | `namespace` | neither label | `alibabacloud.com/eci: "true"` |
 //! | `namespace-legacy` | neither label | `eci: "true"` and no newer label |
 //! | `namespace-injection` | neither label | `virtual-node-affinity-injection: enabled` and no newer label |
+//! | `effects` | nodeSelector or nodeName of a virtual node | all |
+//!
+//! So it needs to be known here of no namespace what labels it has: the API server looks.
 //!
 //! The one for ImageCaches is called for those that name Secrets, and fails with us: what nobody has checked must not be
 //! built. It is not called for an object that is on its way out, so that a deletion never hangs on us.
@@ -18,6 +23,7 @@
 //! A pod starts without us when we do not answer within 5 seconds (`failurePolicy: Ignore`); it is called again when another
 //! webhook has changed the pod after us, which is harmless, since the review is idempotent.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -27,8 +33,10 @@ use k8s_openapi::api::admissionregistration::v1::{
     ValidatingWebhook, ValidatingWebhookConfiguration, WebhookClientConfig,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement, ObjectMeta};
+use serde_json::json;
 
-use super::review::{LABEL, LABEL_LEGACY};
+use super::review::{LABEL, LABEL_LEGACY, Placement};
+use crate::profile::{Profile, Selector, selection};
 
 /// The entry's name, which is ECI's.
 pub const NAME: &str = "vk-webhook";
@@ -38,6 +46,10 @@ pub const PATH: &str = "/mutate";
 pub const IMAGE_CACHE_NAME: &str = "vk-webhook-imagecaches";
 /// Where the API server sends reviews of ImageCaches.
 pub const IMAGE_CACHE_PATH: &str = "/validate-imagecache";
+/// The path of the webhook for all pods that go to the virtual nodes.
+pub const EFFECTS_PATH: &str = "/mutate/effects";
+/// Where the profile that holds is kept, for the next life of this process.
+pub const PROFILE_ANNOTATION: &str = "eci.alibabacloud.com/profile";
 /// The namespace label of the oldest releases, and its value.
 const INJECTION: (&str, &str) = ("virtual-node-affinity-injection", "enabled");
 /// How long the API server waits, in seconds.
@@ -143,12 +155,60 @@ fn with_port(text: &str) -> Option<(String, u16)> {
     }
 }
 
-/// The entry, with the certificates that the API server is to trust, in PEM.
-pub fn entry(target: &Target, ca_bundle: &str) -> MutatingWebhookConfiguration {
+/// What the entry is made from.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    /// Where the API server reaches us.
+    pub target: &'a Target,
+    /// The certificates that it is to trust, in PEM.
+    pub ca_bundle: &'a str,
+    /// Whose selectors are called for.
+    pub profile: &'a Profile,
+    /// The text that is kept of it.
+    pub record: &'a str,
+    /// Which pods go to the virtual nodes.
+    pub placement: &'a Placement,
+}
+
+/// The path of the webhook for a selector of the profile. The digest tells it from the selector that had its place in an
+/// earlier profile, for which the API server may go on calling a moment.
+pub fn selector_path(at: usize, selector: &Selector) -> String {
+    format!("/mutate/profile/{at}/{}", selector.digest())
+}
+
+/// The entry.
+pub fn entry(wanted: &Wanted<'_>) -> MutatingWebhookConfiguration {
+    let client_config = |path: &str| wanted.target.client_config(path, wanted.ca_bundle);
+    let selectors = wanted.profile.selectors.iter().enumerate().filter(|(_, selector)| !selector.is_effect_only());
+    let mut webhooks: Vec<MutatingWebhook> = selectors
+        .map(|(at, selector)| {
+            let (object, namespace) = (selector.object.clone(), selector.namespace.clone());
+            let client_config = client_config(&selector_path(at, selector));
+            webhook(&format!("profile-{at}"), object.unwrap_or_default(), namespace.unwrap_or_default(), client_config)
+        })
+        .collect();
+    let by_label = labelled()
+        .map(|(name, pods, namespaces)| webhook(name, expressions(pods), expressions(namespaces), client_config(PATH)));
+    webhooks.extend(by_label);
+    if !selection::of_all(wanted.profile).is_empty() {
+        let effects = webhook("effects", expressions(vec![]), expressions(vec![]), client_config(EFFECTS_PATH));
+        let condition = MatchCondition { name: "virtual-node".to_owned(), expression: bound(wanted.placement) };
+        webhooks.push(MutatingWebhook { match_conditions: Some(vec![condition]), ..effects });
+    }
+    let annotations = BTreeMap::from([(PROFILE_ANNOTATION.to_owned(), wanted.record.to_owned())]);
+    let name = Some(NAME.to_owned());
+    MutatingWebhookConfiguration {
+        metadata: ObjectMeta { name, annotations: Some(annotations), ..ObjectMeta::default() },
+        webhooks: Some(webhooks),
+    }
+}
+
+/// The webhooks for labels: name, labels of the pod, labels of the namespace.
+fn labelled() -> [(&'static str, Vec<LabelSelectorRequirement>, Vec<LabelSelectorRequirement>); 5] {
     let is = |key: &str, value: &str| requirement(key, "In", &[value]);
     let without = |key: &str| requirement(key, "DoesNotExist", &[]);
     let unlabelled = || vec![without(LABEL), without(LABEL_LEGACY)];
-    let webhooks = [
+    [
         ("pod", vec![is(LABEL, "true")], vec![]),
         ("pod-legacy", vec![is(LABEL_LEGACY, "true"), without(LABEL)], vec![]),
         ("namespace", unlabelled(), vec![is(LABEL, "true")]),
@@ -158,17 +218,40 @@ pub fn entry(target: &Target, ca_bundle: &str) -> MutatingWebhookConfiguration {
             unlabelled(),
             vec![is(INJECTION.0, INJECTION.1), without(LABEL), without(LABEL_LEGACY)],
         ),
-    ];
-    let webhook = |(name, pods, namespaces)| webhook(name, pods, namespaces, target.client_config(PATH, ca_bundle));
-    MutatingWebhookConfiguration {
-        metadata: ObjectMeta { name: Some(NAME.to_owned()), ..ObjectMeta::default() },
-        webhooks: Some(webhooks.into_iter().map(webhook).collect()),
-    }
+    ]
+}
+
+/// In the API server's own language: whether a pod goes to a virtual node. What [`super::review::is_bound`] says, too.
+fn bound(placement: &Placement) -> String {
+    let text = |text: &str| json!(text).to_string();
+    let selected = placement.selector.iter().map(|(key, value)| {
+        let (key, value) = (text(key), text(value));
+        format!("{key} in object.spec.nodeSelector && object.spec.nodeSelector[{key}] == {value}")
+    });
+    let selected: Vec<String> = std::iter::once("has(object.spec.nodeSelector)".to_owned()).chain(selected).collect();
+    let nodes: Vec<String> = placement.nodes.iter().map(|node| text(node)).collect();
+    format!(
+        "({}) || (has(object.spec.nodeName) && object.spec.nodeName in [{}])",
+        selected.join(" && "),
+        nodes.join(", ")
+    )
+}
+
+/// The profile that an entry keeps.
+pub fn kept_profile(entry: &MutatingWebhookConfiguration) -> Option<&str> {
+    entry.metadata.annotations.as_ref()?.get(PROFILE_ANNOTATION).map(String::as_str)
 }
 
 /// Whether what is there is what we want: then nothing is written.
 pub fn is_current(there: &MutatingWebhookConfiguration, wanted: &MutatingWebhookConfiguration) -> bool {
-    there.webhooks == wanted.webhooks
+    there.webhooks == wanted.webhooks && kept_profile(there) == kept_profile(wanted)
+}
+
+fn expressions(requirements: Vec<LabelSelectorRequirement>) -> LabelSelector {
+    LabelSelector {
+        match_expressions: Some(requirements).filter(|requirements| !requirements.is_empty()),
+        match_labels: None,
+    }
 }
 
 /// The entry for ImageCaches.
@@ -206,14 +289,10 @@ pub fn image_cache_entry(target: &Target, ca_bundle: &str) -> ValidatingWebhookC
 /// Every field that the API server would fill in is given, so that what comes back can be compared.
 fn webhook(
     name: &str,
-    pods: Vec<LabelSelectorRequirement>,
-    namespaces: Vec<LabelSelectorRequirement>,
+    pods: LabelSelector,
+    namespaces: LabelSelector,
     client_config: WebhookClientConfig,
 ) -> MutatingWebhook {
-    let selector = |requirements: Vec<LabelSelectorRequirement>| LabelSelector {
-        match_expressions: Some(requirements).filter(|requirements| !requirements.is_empty()),
-        match_labels: None,
-    };
     MutatingWebhook {
         name: format!("{name}.vk-webhook.eci.alibabacloud.com"),
         admission_review_versions: vec!["v1".to_owned()],
@@ -221,8 +300,8 @@ fn webhook(
         failure_policy: Some("Ignore".to_owned()),
         match_conditions: None,
         match_policy: Some("Equivalent".to_owned()),
-        namespace_selector: Some(selector(namespaces)),
-        object_selector: Some(selector(pods)),
+        namespace_selector: Some(namespaces),
+        object_selector: Some(pods),
         reinvocation_policy: Some("IfNeeded".to_owned()),
         rules: Some(vec![RuleWithOperations {
             api_groups: Some(vec![String::new()]),
@@ -248,8 +327,9 @@ fn requirement(key: &str, operator: &str, values: &[&str]) -> LabelSelectorRequi
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::profile::labels::matches;
+    use crate::profile::parse::parse;
     use rstest::rstest;
-    use std::collections::BTreeMap;
 
     #[rstest]
     #[case("https://10.0.0.1:9443", "https://10.0.0.1:9443", "10.0.0.1")]
@@ -276,26 +356,31 @@ mod tests {
         assert!(text.parse::<Target>().is_err());
     }
 
-    fn matches(selector: &LabelSelector, labels: &BTreeMap<&str, &str>) -> bool {
-        selector.match_expressions.iter().flatten().all(|requirement| {
-            let value = labels.get(requirement.key.as_str());
-            match requirement.operator.as_str() {
-                "In" => value.is_some_and(|value| requirement.values.iter().flatten().any(|wanted| wanted == value)),
-                "DoesNotExist" => value.is_none(),
-                other => panic!("{other}"),
-            }
-        })
+    fn entry_with(profile: &Profile) -> MutatingWebhookConfiguration {
+        let mut placement = Placement::new(vec![]);
+        placement.nodes = vec!["n0".to_owned(), "n1".to_owned()];
+        let target = "https://h".parse().unwrap();
+        entry(&Wanted { target: &target, ca_bundle: "ca", profile, record: "{}", placement: &placement })
     }
 
-    fn called(pod: &[(&'static str, &'static str)], namespace: &[(&'static str, &'static str)]) -> Vec<String> {
-        let (pod, namespace) = (pod.iter().copied().collect(), namespace.iter().copied().collect());
-        let entry = entry(&"https://h".parse().unwrap(), "ca");
-        let all = entry.webhooks.unwrap().into_iter();
+    type Labels<'a> = &'a [(&'static str, &'static str)];
+
+    fn called_with(profile: &Profile, pod: Labels<'_>, namespace: Labels<'_>) -> Vec<String> {
+        let set = |labels: Labels<'_>| -> BTreeMap<String, String> {
+            labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+        };
+        let (pod, namespace) = (set(pod), set(namespace));
+        let all = entry_with(profile).webhooks.unwrap().into_iter();
         let called = all.filter(|webhook| {
-            matches(webhook.object_selector.as_ref().unwrap(), &pod)
-                && matches(webhook.namespace_selector.as_ref().unwrap(), &namespace)
+            matches(webhook.object_selector.as_ref().unwrap(), Some(&pod))
+                && matches(webhook.namespace_selector.as_ref().unwrap(), Some(&namespace))
+                && webhook.match_conditions.is_none()
         });
         called.map(|webhook| webhook.name.split('.').next().unwrap().to_owned()).collect()
+    }
+
+    fn called(pod: Labels<'_>, namespace: Labels<'_>) -> Vec<String> {
+        called_with(&Profile::default(), pod, namespace)
     }
 
     #[test]
@@ -320,6 +405,51 @@ mod tests {
         }
     }
 
+    fn profile() -> Profile {
+        let text = r#"[
+            {"name": "both", "namespaceSelector": {"matchLabels": {"team": "y"}}, "objectSelector": {"matchLabels": {"app": "x"}}},
+            {"name": "all", "effect": {"labels": {"a": "b"}}},
+            {"name": "pods", "objectSelector": {"matchLabels": {"app": "x"}}},
+            {"name": "namespaces", "namespaceSelector": {"matchLabels": {"team": "y"}}}
+        ]"#;
+        parse(text).unwrap()
+    }
+
+    #[test]
+    fn selectors_of_the_profile_are_called_first_and_in_order() {
+        let called = |pod, namespace| called_with(&profile(), pod, namespace);
+        assert_eq!(called(&[("app", "x")], &[("team", "y")]), ["profile-0", "profile-2", "profile-3"]);
+        assert_eq!(called(&[("app", "x"), (LABEL, "true")], &[]), ["profile-2", "pod"]);
+        assert_eq!(called(&[("app", "z")], &[("team", "y"), (LABEL, "true")]), ["profile-3", "namespace"]);
+        assert_eq!(called(&[("app", "z")], &[]), Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_is_for_all_pods_comes_last_and_only_to_those_of_virtual_nodes() {
+        let webhooks = entry_with(&profile()).webhooks.unwrap();
+        let last = webhooks.last().unwrap();
+        assert!(last.name.starts_with("effects."));
+        assert_eq!(
+            last.match_conditions.as_ref().unwrap()[0].expression,
+            "(has(object.spec.nodeSelector) && \"type\" in object.spec.nodeSelector && \
+             object.spec.nodeSelector[\"type\"] == \"virtual-kubelet\") || \
+             (has(object.spec.nodeName) && object.spec.nodeName in [\"n0\", \"n1\"])"
+        );
+        assert!(entry_with(&Profile::default()).webhooks.unwrap().iter().all(|w| w.match_conditions.is_none()));
+        let url = webhooks[0].client_config.url.clone().unwrap();
+        assert_eq!(url, format!("https://h:443/mutate/profile/0/{}", profile().selectors[0].digest()));
+    }
+
+    #[test]
+    fn another_profile_makes_another_entry() {
+        let (with, without) = (entry_with(&profile()), entry_with(&Profile::default()));
+        assert!(is_current(&with, &with.clone()) && !is_current(&without, &with));
+        assert_eq!(kept_profile(&with), Some("{}"));
+        let mut forgotten = with.clone();
+        forgotten.metadata.annotations = None;
+        assert!(!is_current(&forgotten, &with));
+    }
+
     #[test]
     fn an_image_cache_that_names_secrets_is_not_taken_unchecked() {
         let entry = image_cache_entry(&"https://h:9443".parse().unwrap(), "ca");
@@ -333,7 +463,10 @@ mod tests {
 
     #[test]
     fn nobody_waits_long_and_nobody_is_refused() {
-        let entry = entry(&"service://a/b".parse().unwrap(), "ca");
+        let (target, placement) = ("service://a/b".parse().unwrap(), Placement::new(vec![]));
+        let wanted =
+            Wanted { target: &target, ca_bundle: "ca", profile: &profile(), record: "", placement: &placement };
+        let entry = entry(&wanted);
         for webhook in entry.webhooks.clone().unwrap() {
             assert_eq!(webhook.failure_policy.as_deref(), Some("Ignore"));
             assert_eq!(webhook.timeout_seconds, Some(5));

@@ -4,8 +4,8 @@
 //! bring it there. It is idempotent, and takes nothing away that the user has set.
 //!
 //! A pod is meant for the virtual nodes when its label `alibabacloud.com/eci` (or the older `eci`) is `true`, or when it has
-//! neither label and lives in a namespace that is labelled so. Whoever calls this has looked at the namespace. Any other
-//! value of the pod's label means no, also in such a namespace.
+//! neither label and lives in a namespace that is labelled so, or when a selector of the profile selects it. Whoever calls
+//! this has looked at the namespace and at the selectors. Any other value of the pod's label means no, whatever they say.
 
 use std::collections::BTreeMap;
 
@@ -13,6 +13,8 @@ use json_patch::jsonptr::PointerBuf;
 use json_patch::{AddOperation, Patch, PatchOperation, RemoveOperation};
 use k8s_openapi::api::core::v1::{Pod, PodSpec, Taint, Toleration};
 use serde_json::{Value, json};
+
+use crate::profile::{Effect, effect};
 
 /// The label that brings a pod, or the pods of a namespace, to the virtual nodes.
 pub const LABEL: &str = "alibabacloud.com/eci";
@@ -32,12 +34,15 @@ pub struct Placement {
     pub selector: BTreeMap<String, String>,
     /// Taints of the virtual nodes.
     pub taints: Vec<Taint>,
+    /// Their names.
+    pub nodes: Vec<String>,
 }
 
 impl Placement {
-    /// For virtual nodes with these taints.
+    /// For virtual nodes with these taints, whose names nobody knows.
     pub fn new(taints: Vec<Taint>) -> Self {
-        Self { selector: BTreeMap::from([("type".to_owned(), "virtual-kubelet".to_owned())]), taints }
+        let selector = BTreeMap::from([("type".to_owned(), "virtual-kubelet".to_owned())]);
+        Self { selector, taints, nodes: vec![] }
     }
 }
 
@@ -60,6 +65,35 @@ pub fn review(pod: &Pod, placement: &Placement) -> Review {
     select(spec, placement, &mut review);
     tolerate(spec, placement, &mut review);
     review
+}
+
+/// Looks at a pod that is being created and that a selector of the profile has selected: it goes to the virtual nodes, and
+/// these effects are written on it.
+pub fn review_selected<'a>(pod: &Pod, placement: &Placement, effects: impl IntoIterator<Item = &'a Effect>) -> Review {
+    let mut review = review(pod, placement);
+    if is_meant(pod) && pod.spec.as_ref().is_some_and(|spec| !is_placed(pod, spec) || is_bound(pod, placement)) {
+        review.patch.0.extend(effect::additions(pod, effects));
+    }
+    review
+}
+
+/// Looks at a pod that is being created and that goes to a virtual node anyway: these effects are written on it.
+pub fn review_bound<'a>(pod: &Pod, placement: &Placement, effects: impl IntoIterator<Item = &'a Effect>) -> Review {
+    let mut review = Review::default();
+    if is_meant(pod) && is_bound(pod, placement) {
+        review.patch.0.extend(effect::additions(pod, effects));
+    }
+    review
+}
+
+/// Whether the pod goes to a virtual node.
+pub fn is_bound(pod: &Pod, placement: &Placement) -> bool {
+    let Some(spec) = &pod.spec else { return false };
+    let selected = spec
+        .node_selector
+        .as_ref()
+        .is_some_and(|selector| placement.selector.iter().all(|(key, value)| selector.get(key) == Some(value)));
+    selected || spec.node_name.as_ref().is_some_and(|name| placement.nodes.contains(name))
 }
 
 fn is_meant(pod: &Pod) -> bool {

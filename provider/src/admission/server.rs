@@ -1,11 +1,11 @@
-//! The webhooks' HTTPS server. It answers reviews and nothing else, and holds no state. Of pods it asks nobody; of an
-//! ImageCache it asks the API server what the author may do.
+//! The webhooks' HTTPS server. It answers reviews and nothing else, and holds no state but the profile. Of pods it asks
+//! nobody; of an ImageCache it asks the API server what the author may do.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use axum::extract::{DefaultBodyLimit, State};
+use axum::extract::{DefaultBodyLimit, Path as UrlPath, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
@@ -25,11 +25,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::image_cache_review::entries;
-use super::registration::{IMAGE_CACHE_PATH, PATH};
-use super::review::{Placement, Review, review};
+use super::registration::{EFFECTS_PATH, IMAGE_CACHE_PATH, PATH};
+use super::review::{Placement, Review, review, review_bound, review_selected};
 use crate::cluster::AccessApi;
 use crate::custom_resource::ImageCache;
 use crate::first_request::FirstRequest;
+use crate::profile::{Profile, selection};
 
 /// The largest review: etcd takes objects of 1.5 MiB.
 const LARGEST_BODY: usize = 4 << 20;
@@ -60,9 +61,55 @@ impl ResolvesServerCert for ServingKey {
     }
 }
 
+/// What reviews are answered with. The profile can be changed while it serves.
+#[derive(Debug)]
+pub(super) struct Desk {
+    placement: Placement,
+    /// The profile that holds, and the one before it: the API server goes on calling for that one a moment.
+    profiles: ArcSwap<[Arc<Profile>; 2]>,
+}
+
+impl Desk {
+    pub(super) fn new(placement: Placement) -> Arc<Self> {
+        Arc::new(Self { placement, profiles: ArcSwap::default() })
+    }
+
+    /// From now on this profile holds.
+    pub(super) fn hold(&self, profile: Arc<Profile>) {
+        let [now, _] = &**self.profiles.load();
+        if **now != *profile {
+            self.profiles.store(Arc::new([profile, Arc::clone(now)]));
+        }
+    }
+}
+
+/// Which webhook of the entry a review is for.
+#[derive(Debug, Clone, Copy)]
+enum Asked<'a> {
+    /// One of those for labels.
+    Labelled,
+    /// The one for the selector of this digest.
+    Selected(&'a str),
+    /// The one for all pods that go to the virtual nodes.
+    Bound,
+}
+
 /// What is answered at which path.
-pub(super) fn router(placement: Arc<Placement>, access: Arc<dyn AccessApi>) -> Router {
-    let pods = Router::new().route(PATH, post(mutate)).with_state(placement);
+pub(super) fn router(desk: Arc<Desk>, access: Arc<dyn AccessApi>) -> Router {
+    let labelled = |State(desk): State<Arc<Desk>>, Json(body): Json<AdmissionReview<Pod>>| async move {
+        mutate(&desk, Asked::Labelled, body)
+    };
+    let selected = |State(desk): State<Arc<Desk>>, UrlPath((_, digest)): UrlPath<(usize, String)>, Json(body)| async move {
+        mutate(&desk, Asked::Selected(&digest), body)
+    };
+    let bound = |State(desk): State<Arc<Desk>>, Json(body): Json<AdmissionReview<Pod>>| async move {
+        mutate(&desk, Asked::Bound, body)
+    };
+    let pods = Router::new()
+        .route(PATH, post(labelled))
+        .route("/mutate/profile/{at}/{digest}", post(selected))
+        .route(EFFECTS_PATH, post(bound))
+        .with_state(desk);
     let image_caches = Router::new().route(IMAGE_CACHE_PATH, post(validate_image_cache)).with_state(access);
     pods.merge(image_caches).layer(DefaultBodyLimit::max(LARGEST_BODY))
 }
@@ -140,19 +187,19 @@ async fn connection(
     }
 }
 
-async fn mutate(State(placement): State<Arc<Placement>>, Json(body): Json<AdmissionReview<Pod>>) -> Response {
+fn mutate(desk: &Desk, asked: Asked<'_>, body: AdmissionReview<Pod>) -> Response {
     let request: AdmissionRequest<Pod> = match body.try_into() {
         Ok(request) => request,
         Err(error) => return (StatusCode::BAD_REQUEST, format!("read admission review: {error}")).into_response(),
     };
-    Json(answer(&request, &placement)).into_response()
+    Json(answer(&request, desk, asked)).into_response()
 }
 
 /// Always allows; what cannot be patched is left as it is.
-fn answer(request: &AdmissionRequest<Pod>, placement: &Placement) -> AdmissionReview<DynamicObject> {
+fn answer(request: &AdmissionRequest<Pod>, desk: &Desk, asked: Asked<'_>) -> AdmissionReview<DynamicObject> {
     let is_new_pod = request.operation == Operation::Create && request.sub_resource.is_none();
     let pod = request.object.as_ref().filter(|_| is_new_pod);
-    let Review { patch, warnings } = pod.map(|pod| review(pod, placement)).unwrap_or_default();
+    let Review { patch, warnings } = pod.map(|pod| look(pod, desk, asked)).unwrap_or_default();
     let mut response = AdmissionResponse::from(request);
     if !patch.0.is_empty() {
         response = response.with_patch(patch).unwrap_or_else(|error| {
@@ -162,6 +209,19 @@ fn answer(request: &AdmissionRequest<Pod>, placement: &Placement) -> AdmissionRe
     }
     response.warnings = Some(warnings).filter(|warnings| !warnings.is_empty());
     response.into_review()
+}
+
+fn look(pod: &Pod, desk: &Desk, asked: Asked<'_>) -> Review {
+    let (profiles, placement) = (desk.profiles.load(), &desk.placement);
+    match asked {
+        Asked::Labelled => review(pod, placement),
+        Asked::Selected(digest) => {
+            let effects = profiles.iter().find_map(|profile| selection::of_selector(profile, digest));
+            // A selector that nobody knows any more brings nothing anywhere.
+            effects.map(|effects| review_selected(pod, placement, effects)).unwrap_or_default()
+        }
+        Asked::Bound => review_bound(pod, placement, selection::of_all(&profiles[0])),
+    }
 }
 
 async fn validate_image_cache(

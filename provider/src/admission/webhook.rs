@@ -1,4 +1,5 @@
-//! The task behind the webhooks: serves them, keeps their entries at the API server, and renews its certificates in time.
+//! The task behind the webhooks: serves them, keeps their entries at the API server, the one for pods as the profile wants
+//! it, and renews the certificates in time.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -7,19 +8,25 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use jiff::Timestamp;
 use k8s_openapi::api::admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration};
+use k8s_openapi::api::core::v1::ConfigMap;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::certificates::{CertificateError, Certificates};
-use super::registration::{IMAGE_CACHE_NAME, NAME, Target, entry, image_cache_entry, is_current};
+use super::registration::{IMAGE_CACHE_NAME, NAME, Target, Wanted, entry, image_cache_entry, is_current, kept_profile};
 use super::review::Placement;
-use super::server::{ServingKey, router, serve};
-use crate::cluster::{AccessApi, ClusterError, WatchStream, WebhookApi};
+use super::server::{Desk, ServingKey, router, serve};
+use crate::cluster::profile::regarding_profile;
+use crate::cluster::{AccessApi, ClusterError, EventNote, EventRecorder, ProfileApi, Source, WatchStream, WebhookApi};
 use crate::parts::{PartError, Parts};
+use crate::profile::{Standing, Told};
 
 /// Between two writes of the entry: the API server may be away, or somebody keeps changing it.
 const PAUSE: Duration = Duration::from_secs(1);
+/// How long the entry waits at the start for the profile to be known. Who may not read it gets the entry all the same.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a timer runs at most, so that a clock that was set is noticed.
 const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
 
@@ -32,6 +39,19 @@ pub struct WebhookConfig {
     pub target: Target,
     /// What it brings pods to.
     pub placement: Placement,
+}
+
+/// What the webhook works with.
+#[derive(Debug, Clone)]
+pub struct Surroundings {
+    /// The entries at the API server.
+    pub entries: Arc<dyn WebhookApi>,
+    /// The profile there.
+    pub profiles: Arc<dyn ProfileApi>,
+    /// Who may do what there.
+    pub access: Arc<dyn AccessApi>,
+    /// Takes events about the profile.
+    pub events: EventRecorder,
 }
 
 /// Why the webhook cannot start.
@@ -53,8 +73,7 @@ pub enum WebhookError {
 /// The webhook, ready to run.
 #[derive(Debug)]
 pub struct Webhook {
-    api: Arc<dyn WebhookApi>,
-    access: Arc<dyn AccessApi>,
+    around: Surroundings,
     config: WebhookConfig,
     listener: TcpListener,
     address: SocketAddr,
@@ -67,16 +86,12 @@ impl Webhook {
     ///
     /// # Errors
     /// When the address cannot be had, or the target's name does not fit into a certificate.
-    pub async fn bind(
-        api: Arc<dyn WebhookApi>,
-        access: Arc<dyn AccessApi>,
-        config: WebhookConfig,
-    ) -> Result<Self, WebhookError> {
+    pub async fn bind(around: Surroundings, config: WebhookConfig) -> Result<Self, WebhookError> {
         let listen = |source| WebhookError::Listen { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
         let certificates = Certificates::make(&config.target.certificate_name(), Timestamp::now())?;
-        Ok(Self { api, access, config, listener, address, certificates, registered: watch::Sender::new(false) })
+        Ok(Self { around, config, listener, address, certificates, registered: watch::Sender::new(false) })
     }
 
     /// Where it listens.
@@ -95,16 +110,21 @@ impl Webhook {
     /// When it lacks one of its parts.
     pub async fn run(self, stop: CancellationToken) -> Result<(), PartError> {
         let key = ServingKey::new(self.certificates.key());
-        let router = router(Arc::new(self.config.placement), self.access);
+        let desk = Desk::new(self.config.placement.clone());
+        let router = router(Arc::clone(&desk), Arc::clone(&self.around.access));
         let mut parts = Parts::default();
         parts.spawn("the server of the webhook", serve(self.listener, Arc::clone(&key), router, stop.clone()));
         let keeper = Keeper {
-            entries: self.api.watch_webhook(NAME),
-            checks: self.api.watch_validating_webhook(IMAGE_CACHE_NAME),
-            api: self.api,
-            target: self.config.target,
+            entries: self.around.entries.watch_webhook(NAME),
+            checks: self.around.entries.watch_validating_webhook(IMAGE_CACHE_NAME),
+            profiles: self.around.profiles.watch_profile(),
+            around: self.around,
+            config: self.config,
             certificates: self.certificates,
             key,
+            desk,
+            standing: None,
+            config_map: Seen::NotYet,
             registered: self.registered,
         };
         // The keeper writes whole entries only, so it can be left anywhere.
@@ -124,26 +144,42 @@ impl Webhook {
     }
 }
 
+/// The ConfigMap of the profile, as far as it has been seen.
+enum Seen {
+    NotYet,
+    /// Nobody says in time whether it is there: what was kept holds until somebody does.
+    Unknown,
+    Known(Option<Box<ConfigMap>>),
+}
+
 /// Keeps the entry and the certificates.
 struct Keeper {
-    api: Arc<dyn WebhookApi>,
+    around: Surroundings,
     entries: WatchStream<MutatingWebhookConfiguration>,
     checks: WatchStream<ValidatingWebhookConfiguration>,
-    target: Target,
+    profiles: WatchStream<ConfigMap>,
+    config: WebhookConfig,
     certificates: Certificates,
     key: Arc<ServingKey>,
+    desk: Arc<Desk>,
+    /// Nothing until the entry has been seen, which keeps what an earlier life of this process went by.
+    standing: Option<Standing>,
+    config_map: Seen,
     registered: watch::Sender<bool>,
 }
 
 impl Keeper {
     /// Works until it lacks a part.
     async fn run(mut self) -> PartError {
+        let mut there = None;
         // The outer nothing: it is not known yet.
-        let (mut there, mut check_there) = (None, None);
+        let mut check_there = None;
         let mut renewal = self.certificates.renewal();
+        let patience = Instant::now() + PATIENCE;
         loop {
-            if let (Some(there), Some(check_there)) = (&there, &check_there) {
-                let is_written = self.keep(Option::as_ref(there)).await;
+            self.look_at_profile();
+            if let (Some(check_there), true) = (&check_there, self.knows_the_profile()) {
+                let is_written = self.keep(there.as_ref()).await;
                 let is_check_written = self.keep_check(Option::as_ref(check_there)).await;
                 self.registered.send_replace(true);
                 if is_written || is_check_written {
@@ -152,38 +188,87 @@ impl Keeper {
                 }
             }
             let left: Duration = renewal.duration_since(Timestamp::now()).try_into().unwrap_or_default();
-            // The stream keeps what is not taken, and a sleep can be begun again.
+            // The streams keep what is not taken, and a sleep can be begun again.
             tokio::select! {
-                change = self.entries.next() => match change {
-                    Some(change) => there = Some(change.only()),
-                    None => return PartError::ended("the watch of the webhook's entry"),
-                },
+                change = self.entries.next() => {
+                    let Some(change) = change else { return PartError::ended("the watch of the webhook's entry") };
+                    there = change.only();
+                    let kept = || Standing::restored(there.as_ref().and_then(kept_profile));
+                    // What the API server calls for is what an earlier life of this process went by.
+                    self.desk.hold(self.standing.get_or_insert_with(kept).profile());
+                }
                 change = self.checks.next() => match change {
                     Some(change) => check_there = Some(change.only()),
                     None => return PartError::ended("the watch of the entry for image caches"),
                 },
+                change = self.profiles.next() => {
+                    let Some(change) = change else { return PartError::ended("the watch of the profile") };
+                    self.config_map = Seen::Known(change.only().map(Box::new));
+                }
+                () = tokio::time::sleep_until(patience), if matches!(self.config_map, Seen::NotYet) => {
+                    self.config_map = Seen::Unknown;
+                }
                 () = tokio::time::sleep(left.min(LONGEST_SLEEP)) => renewal = self.renew(renewal).await,
             }
         }
     }
 
-    /// Makes the entry what it should be. True when it was not.
-    async fn keep(&mut self, there: Option<&MutatingWebhookConfiguration>) -> bool {
-        let wanted = entry(&self.target, &self.certificates.bundle());
-        if there.is_some_and(|there| is_current(there, &wanted)) {
-            return false;
+    /// Takes in what the ConfigMap says, and tells its user what is to be told.
+    fn look_at_profile(&mut self) {
+        let (Some(standing), Seen::Known(config_map)) = (&mut self.standing, &self.config_map) else { return };
+        let data = config_map.as_ref().and_then(|config_map| config_map.data.clone()).unwrap_or_default();
+        for told in standing.take(data) {
+            tell(&self.around.events, config_map.as_deref(), told);
         }
-        register("webhook", &self.target, || self.api.apply_webhook(&wanted)).await;
-        true
+    }
+
+    fn knows_the_profile(&self) -> bool {
+        self.standing.is_some() && !matches!(self.config_map, Seen::NotYet)
+    }
+
+    /// Makes the entry what it should be, however often that takes. True when it was not.
+    async fn keep(&mut self, there: Option<&MutatingWebhookConfiguration>) -> bool {
+        loop {
+            let Some(standing) = &mut self.standing else { return false };
+            let (profile, record) = (standing.profile(), standing.record());
+            let wanted = entry(&Wanted {
+                target: &self.config.target,
+                ca_bundle: &self.certificates.bundle(),
+                profile: &profile,
+                record: &record,
+                placement: &self.config.placement,
+            });
+            // Before the first call for it can come.
+            self.desk.hold(profile);
+            if there.is_some_and(|there| is_current(there, &wanted)) {
+                standing.settle();
+                return false;
+            }
+            let Err(error) = self.around.entries.apply_webhook(&wanted).await else {
+                standing.settle();
+                tracing::info!(target = %self.config.target, "webhook is registered");
+                return true;
+            };
+            if let ClusterError::Refused { message, .. } = &error
+                && let Some(told) = standing.give_up(message)
+            {
+                let Seen::Known(config_map) = &self.config_map else { continue };
+                tell(&self.around.events, config_map.as_deref(), told);
+                continue;
+            }
+            tracing::warn!(%error, "webhook is not registered, trying again");
+            tokio::time::sleep(PAUSE).await;
+        }
     }
 
     /// The same for the entry for image caches.
     async fn keep_check(&mut self, there: Option<&ValidatingWebhookConfiguration>) -> bool {
-        let wanted = image_cache_entry(&self.target, &self.certificates.bundle());
+        let wanted = image_cache_entry(&self.config.target, &self.certificates.bundle());
         if there.is_some_and(|there| there.webhooks == wanted.webhooks) {
             return false;
         }
-        register("webhook for image caches", &self.target, || self.api.apply_validating_webhook(&wanted)).await;
+        let write = || self.around.entries.apply_validating_webhook(&wanted);
+        register("webhook for image caches", &self.config.target, write).await;
         true
     }
 
@@ -221,3 +306,18 @@ async fn register<W: Future<Output = Result<(), ClusterError>>>(what: &str, targ
     }
     tracing::info!(%target, "{what} is registered");
 }
+
+fn tell(events: &EventRecorder, config_map: Option<&ConfigMap>, told: Told) {
+    tracing::info!(reason = told.reason, message = told.message, "about the profile");
+    events.record(EventNote {
+        regarding: regarding_profile(config_map),
+        source: Source::EciService,
+        warning: told.warning,
+        reason: told.reason.to_owned(),
+        message: told.message,
+        time: None,
+    });
+}
+
+#[cfg(test)]
+mod tests;

@@ -5,6 +5,7 @@
 mod definitions;
 mod image_caches;
 mod patching;
+mod profile;
 mod webhooks;
 
 pub use patching::strategic;
@@ -21,7 +22,7 @@ use k8s_openapi::api::admissionregistration::v1::{MutatingWebhookConfiguration, 
 use k8s_openapi::api::authentication::v1::UserInfo;
 use k8s_openapi::api::authorization::v1::ResourceAttributes;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Event, Node, Pod, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Event, Node, Pod, Service};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::Resource;
 use serde::Serialize;
@@ -56,6 +57,10 @@ pub struct Record {
     pub image_caches: BTreeMap<String, ImageCache>,
     /// The definition of ImageCache.
     pub definition: Option<CustomResourceDefinition>,
+    /// The ConfigMap `kube-system/eci-profile`.
+    pub profile: Option<ConfigMap>,
+    /// Why entries of the webhook are refused.
+    pub webhook_refusal: Option<String>,
     /// The entry of the mutating webhook.
     pub webhook: Option<MutatingWebhookConfiguration>,
     /// The entry of the validating webhook.
@@ -92,6 +97,7 @@ pub struct FakeCluster {
     definitions: broadcast::Sender<Watched<CustomResourceDefinition>>,
     webhooks: broadcast::Sender<Watched<MutatingWebhookConfiguration>>,
     validating_webhooks: broadcast::Sender<Watched<ValidatingWebhookConfiguration>>,
+    profiles: broadcast::Sender<Watched<ConfigMap>>,
 }
 
 impl Default for FakeCluster {
@@ -106,6 +112,7 @@ impl Default for FakeCluster {
             definitions: broadcast::Sender::new(1024),
             webhooks: broadcast::Sender::new(1024),
             validating_webhooks: broadcast::Sender::new(1024),
+            profiles: broadcast::Sender::new(1024),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Pods: those that are bound to our nodes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::Pod;
@@ -22,7 +22,7 @@ pub trait PodApi: Send + Sync + std::fmt::Debug {
     /// [`ClusterError::Conflict`].
     async fn patch_pod_status(&self, pod: &PodName, patch: Value) -> Result<Pod, ClusterError>;
 
-    /// Adds labels and annotations to the pod with this UID.
+    /// Adds labels and annotations to the pod with this UID, and takes annotations away.
     async fn annotate_pod(&self, pod: &PodName, set: &PodMarks) -> Result<Pod, ClusterError>;
 
     /// Removes the API object of the pod with this UID, at once. A pod that is not there any more is not an error.
@@ -57,27 +57,26 @@ impl std::fmt::Display for PodName {
     }
 }
 
-/// Labels and annotations to write on a pod.
+/// Labels and annotations to write on a pod, and annotations to take off it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PodMarks {
     /// Labels.
     pub labels: BTreeMap<String, String>,
     /// Annotations.
     pub annotations: BTreeMap<String, String>,
+    /// Annotations that the pod must not have: none of those above.
+    pub cleared: BTreeSet<String>,
 }
 
 impl PodMarks {
-    /// True when there is nothing to write.
-    pub fn is_empty(&self) -> bool {
-        self.labels.is_empty() && self.annotations.is_empty()
-    }
-
-    /// True when the pod has them all already.
+    /// True when the pod is as they want it already.
     pub fn are_on(&self, pod: &Pod) -> bool {
         let has = |have: &Option<BTreeMap<String, String>>, want: &BTreeMap<String, String>| {
             want.iter().all(|(key, value)| have.as_ref().is_some_and(|have| have.get(key) == Some(value)))
         };
-        has(&pod.metadata.labels, &self.labels) && has(&pod.metadata.annotations, &self.annotations)
+        let annotations = &pod.metadata.annotations;
+        let has_cleared = annotations.iter().flatten().any(|(key, _)| self.cleared.contains(key));
+        has(&pod.metadata.labels, &self.labels) && has(annotations, &self.annotations) && !has_cleared
     }
 
     /// Puts them on the pod.
@@ -89,6 +88,18 @@ impl PodMarks {
                 have.get_or_insert_default().extend(want.clone());
             }
         }
+        if let Some(annotations) = &mut pod.metadata.annotations {
+            annotations.retain(|key, _| !self.cleared.contains(key));
+        }
+    }
+
+    /// As a merge patch of the pod with this UID.
+    fn patch(&self, uid: &str) -> Value {
+        let mut annotations = json!(self.annotations);
+        for key in &self.cleared {
+            annotations[key] = Value::Null;
+        }
+        json!({"metadata": {"uid": uid, "labels": self.labels, "annotations": annotations}})
     }
 }
 
@@ -115,9 +126,7 @@ impl PodApi for KubeCluster {
     }
 
     async fn annotate_pod(&self, pod: &PodName, set: &PodMarks) -> Result<Pod, ClusterError> {
-        let patch = Patch::Merge(json!({
-            "metadata": {"uid": pod.uid, "labels": set.labels, "annotations": set.annotations}
-        }));
+        let patch = Patch::Merge(set.patch(&pod.uid));
         let api = self.pods(&pod.namespace);
         within(|| format!("annotate {pod}"), api.patch(&pod.name, &PatchParams::default(), &patch)).await
     }
@@ -132,5 +141,30 @@ impl PodApi for KubeCluster {
             Ok(_) | Err(ClusterError::NotFound { .. } | ClusterError::Conflict { .. }) => Ok(()),
             Err(error) => Err(error),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_cleared_is_gone_from_the_pod_and_null_in_the_patch() {
+        let set = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
+            pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+        };
+        let marks = PodMarks {
+            labels: set(&[("l", "1")]),
+            annotations: set(&[("a", "1")]),
+            cleared: BTreeSet::from(["b".to_owned()]),
+        };
+        let mut pod = Pod::default();
+        pod.metadata.annotations = Some(set(&[("b", "forged"), ("c", "kept")]));
+        assert!(!marks.are_on(&pod));
+        marks.put_on(&mut pod);
+        assert!(marks.are_on(&pod));
+        assert_eq!(pod.metadata.annotations, Some(set(&[("a", "1"), ("c", "kept")])));
+        let patch = json!({"metadata": {"uid": "u", "labels": {"l": "1"}, "annotations": {"a": "1", "b": null}}});
+        assert_eq!(marks.patch("u"), patch);
     }
 }

@@ -22,16 +22,19 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::askers::{Askers, record};
+use super::figures::Builds;
 use super::follow::{Heard, follow, follow_labels};
 use super::handle::{ImageCaches, Message, PATIENCE};
 use super::hosts::Host;
 use super::jobs::{BuildError, Outcome, ReadLogins, SecretRule, Subject};
 use super::object_events::object_events;
 use super::plan::{Told, Version, retry_after};
+use super::request::NodeDefault;
 use super::snapshot::Snapshot;
 use crate::agent::{AgentClient, CacheChange};
 use crate::cluster::{ClusterError, EventRecorder, ImageCacheApi, NodeApi, Watched};
 use crate::custom_resource::{ImageCache, ImageCacheStatus};
+use crate::meters::Meters;
 use crate::parts::{PartError, Parts};
 
 /// Messages of pods that wait for the controller.
@@ -56,6 +59,10 @@ pub struct Surroundings {
     pub secret_rule: SecretRule,
     /// How many image caches there may be; 0 for any number.
     pub most: usize,
+    /// What holds for pods that do not say themselves whether they are matched.
+    pub default: NodeDefault,
+    /// Counts choices and builds.
+    pub meters: Meters,
 }
 
 /// The task.
@@ -78,6 +85,7 @@ pub struct ImageCacheController {
     running: BTreeMap<Subject, tokio::task::Id>,
     /// How often a job failed in a row, and when it may run again.
     failed: BTreeMap<Subject, (u32, Timestamp)>,
+    builds: Builds,
 }
 
 impl ImageCacheController {
@@ -86,6 +94,7 @@ impl ImageCacheController {
         let (sender, inbox) = mpsc::channel(INBOX);
         let (seen, receiver) = watch::channel(Arc::default());
         let hosts = around.agents.keys().map(|node| (node.clone(), Host::default())).collect();
+        let (default, meters) = (around.default, around.meters.clone());
         let controller = Self {
             around,
             inbox,
@@ -99,8 +108,10 @@ impl ImageCacheController {
             jobs: JoinSet::new(),
             running: BTreeMap::new(),
             failed: BTreeMap::new(),
+            builds: Builds::default(),
         };
-        (ImageCaches { seen: receiver, inbox: sender, patience: Instant::now() + PATIENCE }, controller)
+        let patience = Instant::now() + PATIENCE;
+        (ImageCaches { seen: receiver, inbox: sender, patience, default, meters }, controller)
     }
 
     /// Works until `stop`. Jobs that are under way are given up then; each can be repeated.

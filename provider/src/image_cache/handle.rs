@@ -1,6 +1,5 @@
 //! What others hold of the image caches: a handle that tells a pod which cache it starts from.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,9 +9,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::automatic::{self, Ask};
-use super::matching::{self, Automatic, Choice, PodImages, Refusal, Standing};
-use super::request::{self, INVALID_ANNOTATION, Wish};
-use super::snapshot::Snapshot;
+use super::matching::{self, Automatic, Choice, Coverage, Decision, MissReason, PodImages, Refusal, Standing};
+use super::request::{self, Asked, NodeDefault, OnMiss, Wish};
+use super::snapshot::{NodeCaches, Snapshot};
+use crate::meters::{ChoiceLabels, Meters};
 
 /// How long after our start pods wait until the image caches are known. Later none waits: where the resource is not
 /// installed, or may not be read, pods start without caches and without delay.
@@ -28,6 +28,10 @@ pub struct ImageCaches {
     pub(super) inbox: mpsc::Sender<Message>,
     /// Until when pods wait for the image caches to be known.
     pub(super) patience: Instant,
+    /// What holds for pods that do not say themselves whether they are matched.
+    pub(super) default: NodeDefault,
+    /// Counts the choices.
+    pub(super) meters: Meters,
 }
 
 /// What the handle tells the controller.
@@ -62,47 +66,48 @@ pub struct Chosen {
 impl ImageCaches {
     /// Decides for a pod that is about to start on `node`, and asks for a cache to be made where that is due.
     pub async fn choose(&self, node: &str, pod: &Pod) -> Chosen {
-        let empty = BTreeMap::new();
-        let (wish, invalid) = request::read(pod.metadata.annotations.as_ref().unwrap_or(&empty));
+        let asked = self.asked(pod);
         let mut notes: Vec<Note> =
-            invalid.into_iter().map(|notice| note(true, INVALID_ANNOTATION, notice.message)).collect();
-        if wish == Wish::Nothing {
-            return Chosen { start: Ok(None), notes };
-        }
-        let Some(snapshot) = self.known(node).await else {
-            return Chosen { start: unknown(wish), notes };
+            asked.notices.into_iter().map(|notice| note(true, notice.reason, notice.message)).collect();
+        let snapshot = match asked.wish {
+            // Nobody need be asked.
+            Wish::Nothing => Some(Arc::default()),
+            Wish::Pinned { .. } | Wish::Automatic { .. } => self.known(node).await,
         };
-        let candidates = snapshot.of(node).map(|caches| caches.candidates.as_slice()).unwrap_or_default();
-        let images = PodImages::read(automatic::images(pod)).pulled_with(automatic::secrets(pod));
-        let decision = matching::decide(&wish, &images, candidates);
+        let decision = match snapshot {
+            Some(snapshot) => decide(&asked.wish, pod, snapshot.of(node)),
+            None => unknown(asked.wish),
+        };
+        self.meters.image_caches.chosen(&labels(&decision.choice));
         let start = match decision.choice {
             Choice::Off => Ok(None),
-            Choice::Pinned { id } | Choice::Hit { id, .. } => {
-                let message = format!(
-                    "[eci.imagecache]Successfully hit image cache {id}, eci will be scheduled with this image cache."
-                );
-                notes.push(note(false, "SuccessfulHitImageCache", message));
+            Choice::Pinned { id, coverage } | Choice::Hit { id, coverage } => {
+                notes.extend(hit(&id, coverage));
                 self.tell(Message::Used { id: id.clone(), at: Timestamp::now() });
                 Ok(Some(id))
             }
-            Choice::Miss => {
+            // Nothing is claimed about caches that nobody knows.
+            Choice::Miss(MissReason::NotKnown) => Ok(None),
+            Choice::Miss(reason) => {
+                tracing::debug!(?reason, pod = pod.metadata.name, "no image cache is of use");
                 notes.push(note(true, "ImageCacheMissed", "[eci.imagecache]Missed image cache.".to_owned()));
                 Ok(None)
             }
             Choice::Refused(refusal) => Err(refusal),
         };
-        if decision.automatic == Automatic::Build {
+        if decision.automatic == Automatic::Build && asked.on_miss == OnMiss::Create {
             notes.extend(self.ask(pod));
         }
         Chosen { start, notes }
     }
 
+    fn asked(&self, pod: &Pod) -> Asked {
+        request::read(pod.metadata.annotations.as_ref(), self.default)
+    }
+
     /// Ends when the cache that the pod names serves on `node`; never for a pod that names none.
     pub async fn until_ready(&self, node: &str, pod: &Pod) {
-        let empty = BTreeMap::new();
-        let (Wish::Pinned { id }, _) = request::read(pod.metadata.annotations.as_ref().unwrap_or(&empty)) else {
-            return std::future::pending().await;
-        };
+        let Wish::Pinned { id } = self.asked(pod).wish else { return std::future::pending().await };
         let serves = |snapshot: &Arc<Snapshot>| {
             let caches = snapshot.of(node).map(|caches| caches.candidates.as_slice()).unwrap_or_default();
             caches.iter().any(|candidate| candidate.id == id && candidate.standing == Standing::Serving)
@@ -147,10 +152,68 @@ pub(super) fn note(warning: bool, reason: &'static str, message: String) -> Note
     Note { warning, reason, message }
 }
 
-/// A pod that names a cache waits; any other starts with normal pulls, and nothing is claimed about caches.
-fn unknown(wish: Wish) -> Result<Option<String>, Refusal> {
-    match wish {
-        Wish::Pinned { id } => Err(Refusal::NotKnown { id }),
-        Wish::Automatic { .. } | Wish::Nothing => Ok(None),
+fn decide(wish: &Wish, pod: &Pod, caches: Option<&NodeCaches>) -> Decision {
+    let candidates = caches.map(|caches| caches.candidates.as_slice()).unwrap_or_default();
+    let images = PodImages::read(automatic::images(pod)).pulled_with(automatic::secrets(pod));
+    matching::decide(wish, &images, candidates)
+}
+
+/// A pod that names a cache waits; any other starts with normal pulls.
+fn unknown(wish: Wish) -> Decision {
+    let choice = match wish {
+        Wish::Pinned { id } => Choice::Refused(Refusal::NotKnown { id }),
+        Wish::Automatic { .. } => Choice::Miss(MissReason::NotKnown),
+        Wish::Nothing => Choice::Off,
+    };
+    Decision { choice, automatic: Automatic::Nothing }
+}
+
+/// What a pod is told that starts from a cache.
+fn hit(id: &str, coverage: Coverage) -> Vec<Note> {
+    let message =
+        format!("[eci.imagecache]Successfully hit image cache {id}, eci will be scheduled with this image cache.");
+    let mut notes = vec![note(false, "SuccessfulHitImageCache", message)];
+    if let Coverage::Partial { held, of } = coverage {
+        let message =
+            format!("[eci.imagecache]Image cache {id} holds {held} of {of} images of the pod, the others are pulled.");
+        notes.push(note(false, "ImageCachePartiallyHit", message));
+    }
+    notes
+}
+
+/// How a choice is counted.
+fn labels(choice: &Choice) -> ChoiceLabels {
+    let (outcome, reason) = match choice {
+        Choice::Off => ("off", ""),
+        Choice::Hit { coverage: Coverage::Full, .. } => ("hit", ""),
+        Choice::Hit { coverage: Coverage::Partial { .. }, .. } => ("partial", ""),
+        Choice::Pinned { coverage: Coverage::Full, .. } => ("pinned", ""),
+        Choice::Pinned { coverage: Coverage::Partial { .. }, .. } => ("pinned", "Partial"),
+        Choice::Miss(MissReason::NoCandidate) => ("miss", "NoCandidate"),
+        Choice::Miss(MissReason::RepositoryOnly) => ("miss", "RepositoryOnly"),
+        Choice::Miss(MissReason::ConditionNotMet) => ("miss", "ConditionNotMet"),
+        Choice::Miss(MissReason::NotReady) => ("miss", "NotReady"),
+        Choice::Miss(MissReason::NotKnown) => ("miss", "NotKnown"),
+        Choice::Refused(refusal) => ("refused", refusal.reason()),
+    };
+    ChoiceLabels { outcome, reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hit_in_part_says_how_much() {
+        let told: Vec<String> =
+            hit("imc-a", Coverage::Partial { held: 1, of: 2 }).into_iter().map(|n| n.message).collect();
+        assert_eq!(
+            told,
+            [
+                "[eci.imagecache]Successfully hit image cache imc-a, eci will be scheduled with this image cache.",
+                "[eci.imagecache]Image cache imc-a holds 1 of 2 images of the pod, the others are pulled."
+            ]
+        );
+        assert_eq!(hit("imc-a", Coverage::Full).len(), 1);
     }
 }

@@ -84,6 +84,8 @@ pub enum Choice {
     Pinned {
         /// Its id.
         id: String,
+        /// How much of the pod it holds.
+        coverage: Coverage,
     },
     /// The cache that matched best.
     Hit {
@@ -93,7 +95,7 @@ pub enum Choice {
         coverage: Coverage,
     },
     /// No cache is of use; the pod starts with normal pulls.
-    Miss,
+    Miss(MissReason),
     /// The pod must not start now: the cache that it names cannot be used.
     Refused(Refusal),
 }
@@ -103,8 +105,28 @@ pub enum Choice {
 pub enum Coverage {
     /// Every image.
     Full,
-    /// Some images; the others are pulled.
-    Partial,
+    /// Some images, or, where the pod names the cache, none; the others are pulled.
+    Partial {
+        /// So many it holds.
+        held: usize,
+        /// So many distinct ones the pod has.
+        of: usize,
+    },
+}
+
+/// Why no cache is of use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum MissReason {
+    /// No cache holds anything of the pod.
+    NoCandidate,
+    /// Caches hold images of the same repositories, and none of them is the pod's.
+    RepositoryOnly,
+    /// A cache holds images of the pod, and fewer than the pod asks for.
+    ConditionNotMet,
+    /// A cache would do, and is not there yet or could not be made.
+    NotReady,
+    /// Nobody has said yet which caches there are.
+    NotKnown,
 }
 
 /// Why a named cache cannot be used.
@@ -208,29 +230,50 @@ pub fn decide(wish: &Wish, images: &PodImages, caches: &[Candidate]) -> Decision
     let allowed: Vec<&Candidate> = caches.iter().filter(|cache| cache.made_with.is_subset(&images.secrets)).collect();
     match wish {
         Wish::Nothing => Decision { choice: Choice::Off, automatic: Automatic::Nothing },
-        Wish::Pinned { id } => Decision { choice: pinned(id, &allowed), automatic: Automatic::Nothing },
+        Wish::Pinned { id } => Decision { choice: pinned(id, images, &allowed), automatic: Automatic::Nothing },
         Wish::Automatic { condition } => automatic(*condition, images, &allowed),
     }
 }
 
-fn pinned(id: &str, caches: &[&Candidate]) -> Choice {
+fn pinned(id: &str, images: &PodImages, caches: &[&Candidate]) -> Choice {
     let id = id.to_owned();
-    match caches.iter().find(|cache| cache.id == id).map(|cache| &cache.standing) {
-        Some(Standing::Serving) => Choice::Pinned { id },
-        Some(Standing::NotComplete) => Choice::Refused(Refusal::NotComplete { id }),
-        Some(Standing::Failed(why)) => Choice::Refused(Refusal::Failed { id, why: why.clone() }),
-        None => Choice::Refused(Refusal::NotFound { id }),
+    let Some(cache) = caches.iter().find(|cache| cache.id == id) else {
+        return Choice::Refused(Refusal::NotFound { id });
+    };
+    match &cache.standing {
+        Standing::Serving => Choice::Pinned { id, coverage: Degree::of(images, cache).coverage(images) },
+        Standing::NotComplete => Choice::Refused(Refusal::NotComplete { id }),
+        Standing::Failed(why) => Choice::Refused(Refusal::Failed { id, why: why.clone() }),
     }
 }
 
 fn automatic(condition: Condition, images: &PodImages, caches: &[&Candidate]) -> Decision {
-    let choice = best(images, caches).filter(|(_, degree)| degree.meets(condition, images.count())).map_or(
-        Choice::Miss,
-        |(cache, degree)| Choice::Hit { id: cache.id.clone(), coverage: degree.coverage(images) },
-    );
+    let choice = match best(images, caches) {
+        Some((cache, degree)) if degree.meets(condition, images.count()) => {
+            Choice::Hit { id: cache.id.clone(), coverage: degree.coverage(images) }
+        }
+        Some(_) | None => Choice::Miss(why_missed(condition, images, caches)),
+    };
     let whole = matches!(choice, Choice::Hit { coverage: Coverage::Full, .. });
     let automatic = if whole || !images.can_be_cached() { Automatic::Nothing } else { Automatic::Build };
     Decision { choice, automatic }
+}
+
+/// What is nearest to a hit, among caches of which none is one.
+fn why_missed(condition: Condition, images: &PodImages, caches: &[&Candidate]) -> MissReason {
+    let reason = |cache: &&Candidate| {
+        let degree = Degree::of(images, cache);
+        match cache.standing {
+            Standing::NotComplete | Standing::Failed(_) if degree.meets(condition, images.count()) => {
+                MissReason::NotReady
+            }
+            Standing::NotComplete | Standing::Failed(_) => MissReason::NoCandidate,
+            Standing::Serving if degree.exact > 0 => MissReason::ConditionNotMet,
+            Standing::Serving if degree.repository_only > 0 => MissReason::RepositoryOnly,
+            Standing::Serving => MissReason::NoCandidate,
+        }
+    };
+    caches.iter().map(reason).max().unwrap_or(MissReason::NoCandidate)
 }
 
 /// The serving cache that comes first in the order of this module, whether or not it is of use.
@@ -283,7 +326,8 @@ impl Degree {
     }
 
     fn coverage(&self, images: &PodImages) -> Coverage {
-        if self.exact == images.count() { Coverage::Full } else { Coverage::Partial }
+        let (held, of) = (self.exact, images.count());
+        if held == of { Coverage::Full } else { Coverage::Partial { held, of } }
     }
 }
 

@@ -8,10 +8,12 @@
 //! |---|---|---|
 //! | `eci-imc-id` | empty | as if it were not there; the legacy name is looked at next |
 //! | `eci-image-snapshot-id` | empty | as if it were not there |
-//! | `eci-auto-imc` | not a boolean | the default: `true` |
-//! | `eci-image-cache` | not a boolean | the default: `true` |
+//! | `eci-auto-imc` | not a boolean | the default: `true`, or what the node has in its place |
+//! | `eci-image-cache` | not a boolean | likewise |
 //! | `imc-perfect-match` | not a boolean | the default: `false` |
 //! | `imc-match-count-request` | not a whole number of 0 or more | as if it were not there |
+//!
+//! Of a pod that says nothing, the node decides ([`NodeDefault`]): whether it is matched, and whether a cache is made for it.
 //!
 //! A well-formed id of a cache that does not exist is not an invalid value: see [`super::matching`].
 
@@ -32,6 +34,8 @@ pub const COUNT: &str = "k8s.aliyun.com/imc-match-count-request";
 
 /// Reason of the event that tells of an annotation which cannot be honoured.
 pub const INVALID_ANNOTATION: &str = "InvalidAnnotation";
+/// Reason of the event that tells of a wish which the node does not grant.
+pub const SWITCHED_OFF: &str = "ImageCacheSwitchedOff";
 
 /// So many characters of an invalid value are shown.
 const SHOWN: usize = 64;
@@ -64,41 +68,91 @@ pub enum Condition {
     Perfect,
 }
 
+/// What holds for pods that do not say themselves whether they are matched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum NodeDefault {
+    /// They are, and a cache is made where none holds them whole: as on ECI.
+    #[default]
+    Create,
+    /// They are, and no cache is made.
+    Match,
+    /// They are not. This also holds for pods that ask for it; only a cache that a pod names by its id is used.
+    Off,
+}
+
+/// What follows when no cache holds the whole pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnMiss {
+    /// One is made.
+    Create,
+    /// Images are pulled, and that is all.
+    Pull,
+}
+
+/// The annotations of a pod, read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asked {
+    /// What the pod wants.
+    pub wish: Wish,
+    /// What follows when no cache holds it whole.
+    pub on_miss: OnMiss,
+    /// What its user is told.
+    pub notices: Vec<Notice>,
+}
+
 /// Something that the user is to be told about an annotation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Notice {
+    /// The reason of the event.
+    pub reason: &'static str,
     /// The text of the event.
     pub message: String,
 }
 
 /// Reads the annotations of a pod.
-pub fn read(annotations: &BTreeMap<String, String>) -> (Wish, Vec<Notice>) {
-    let mut reader = Reader { annotations, notices: Vec::new() };
-    let wish = reader.wish();
-    (wish, reader.notices)
+pub fn read(annotations: Option<&BTreeMap<String, String>>, default: NodeDefault) -> Asked {
+    let empty = BTreeMap::new();
+    let mut reader = Reader { annotations: annotations.unwrap_or(&empty), default, notices: Vec::new() };
+    let (wish, on_miss) = reader.wish();
+    Asked { wish, on_miss, notices: reader.notices }
 }
 
 struct Reader<'a> {
     annotations: &'a BTreeMap<String, String>,
+    default: NodeDefault,
     notices: Vec<Notice>,
 }
 
 impl Reader<'_> {
     /// Everything is read, so that an invalid value is reported also where another makes it irrelevant.
-    fn wish(&mut self) -> Wish {
+    fn wish(&mut self) -> (Wish, OnMiss) {
         let (pinned, pinned_legacy) = (self.id(PINNED), self.id(PINNED_LEGACY));
         let auto = if self.annotations.contains_key(AUTO) { AUTO } else { AUTO_LEGACY };
-        let (auto, perfect, count) = (self.boolean(auto, true), self.boolean(PERFECT, false), self.count());
+        let is_matched = self.default != NodeDefault::Off;
+        let (auto, perfect, count) = (self.boolean(auto, is_matched), self.boolean(PERFECT, false), self.count());
+        let perfect = perfect.unwrap_or(false);
         // A pinned cache overrides automatic matching, also one that is switched off.
         if let Some(id) = pinned.or(pinned_legacy) {
-            return Wish::Pinned { id };
+            return (Wish::Pinned { id }, OnMiss::Pull);
         }
         let condition = match (perfect, count) {
             (true, _) => Condition::Perfect,
             (false, Some(count)) if count > 1 => Condition::AtLeast(count),
             (false, _) => Condition::Any,
         };
-        if auto { Wish::Automatic { condition } } else { Wish::Nothing }
+        match (self.default, auto) {
+            (_, Some(false)) | (NodeDefault::Off, None) => (Wish::Nothing, OnMiss::Pull),
+            (NodeDefault::Off, Some(true)) => {
+                let message =
+                    "[eci.imagecache]Image caches are not matched on this virtual node: they are switched off there.";
+                self.notices.push(Notice { reason: SWITCHED_OFF, message: message.to_owned() });
+                (Wish::Nothing, OnMiss::Pull)
+            }
+            (NodeDefault::Match, None) => (Wish::Automatic { condition }, OnMiss::Pull),
+            (NodeDefault::Create, _) | (NodeDefault::Match, Some(true)) => {
+                (Wish::Automatic { condition }, OnMiss::Create)
+            }
+        }
     }
 
     fn id(&mut self, key: &str) -> Option<String> {
@@ -110,14 +164,14 @@ impl Reader<'_> {
         Some(id.to_owned())
     }
 
-    fn boolean(&mut self, key: &str, default: bool) -> bool {
-        let Some(value) = self.annotations.get(key) else { return default };
-        match value.trim() {
-            "true" | "True" | "TRUE" | "t" | "T" | "1" => true,
-            "false" | "False" | "FALSE" | "f" | "F" | "0" => false,
+    /// Nothing where it is not there or not usable; `default` is what then holds.
+    fn boolean(&mut self, key: &str, default: bool) -> Option<bool> {
+        match self.annotations.get(key)?.trim() {
+            "true" | "True" | "TRUE" | "t" | "T" | "1" => Some(true),
+            "false" | "False" | "FALSE" | "f" | "F" | "0" => Some(false),
             _ => {
                 self.notice(key, "\"true\" or \"false\"", &format!("the default \"{default}\" is used"));
-                default
+                None
             }
         }
     }
@@ -140,7 +194,7 @@ impl Reader<'_> {
         let message = format!(
             "[eci.imagecache]Annotation {key} has the invalid value {value:?}: {expected} is expected; {outcome}."
         );
-        self.notices.push(Notice { message });
+        self.notices.push(Notice { reason: INVALID_ANNOTATION, message });
     }
 }
 
@@ -151,7 +205,13 @@ mod tests {
     use rstest::rstest;
 
     fn read_pairs(pairs: &[(&str, &str)]) -> (Wish, Vec<Notice>) {
-        read(&pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect())
+        let asked = read_on(NodeDefault::Create, pairs);
+        (asked.wish, asked.notices)
+    }
+
+    fn read_on(default: NodeDefault, pairs: &[(&str, &str)]) -> Asked {
+        let annotations = pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        read(Some(&annotations), default)
     }
 
     fn pinned(id: &str) -> Wish {
@@ -202,6 +262,38 @@ mod tests {
         assert_eq!(wish, expected);
         assert_eq!(notices.len(), 1);
         assert!(notices[0].message.contains(told_of), "{:?}", notices[0]);
+    }
+
+    #[rstest]
+    #[case(NodeDefault::Create, &[], ANY, OnMiss::Create)]
+    #[case(NodeDefault::Create, &[(AUTO, "yes")], ANY, OnMiss::Create)]
+    #[case(NodeDefault::Create, &[(AUTO, "false")], Wish::Nothing, OnMiss::Pull)]
+    #[case(NodeDefault::Match, &[], ANY, OnMiss::Pull)]
+    #[case(NodeDefault::Match, &[(AUTO, "yes")], ANY, OnMiss::Pull)]
+    #[case(NodeDefault::Match, &[(AUTO, "true")], ANY, OnMiss::Create)]
+    #[case(NodeDefault::Match, &[(AUTO_LEGACY, "true")], ANY, OnMiss::Create)]
+    #[case(NodeDefault::Match, &[(AUTO, "false")], Wish::Nothing, OnMiss::Pull)]
+    #[case(NodeDefault::Match, &[(PERFECT, "true")], PERFECTLY, OnMiss::Pull)]
+    #[case(NodeDefault::Off, &[], Wish::Nothing, OnMiss::Pull)]
+    #[case(NodeDefault::Off, &[(AUTO, "true")], Wish::Nothing, OnMiss::Pull)]
+    #[case(NodeDefault::Off, &[(AUTO, "yes")], Wish::Nothing, OnMiss::Pull)]
+    #[case(NodeDefault::Off, &[(PINNED, "imc-a"), (AUTO, "true")], pinned("imc-a"), OnMiss::Pull)]
+    fn the_node_decides_where_the_pod_does_not(
+        #[case] default: NodeDefault,
+        #[case] pairs: &[(&str, &str)],
+        #[case] wish: Wish,
+        #[case] on_miss: OnMiss,
+    ) {
+        let asked = read_on(default, pairs);
+        assert_eq!((asked.wish, asked.on_miss), (wish, on_miss));
+    }
+
+    #[test]
+    fn a_pod_that_asks_in_vain_is_told() {
+        let told = |pairs| read_on(NodeDefault::Off, pairs).notices;
+        assert_eq!(told(&[]), []);
+        assert_eq!(told(&[(AUTO, "true")])[0].reason, SWITCHED_OFF);
+        assert!(told(&[(AUTO, "yes")])[0].message.contains("the default \"false\" is used"));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! The trait lives with its consumer; image caches and pod policy implement it without this module knowing them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::Pod;
@@ -20,8 +20,8 @@ pub trait CacheChoice: Send + Sync + std::fmt::Debug {
         std::future::pending().await
     }
 
-    /// What [`CacheChoice::choose`] said of a pod that already runs, read from what was written on it. Records nothing
-    /// and starts nothing.
+    /// What holds for a pod that already runs, and of which nobody remembers what [`CacheChoice::choose`] said: that is the
+    /// agent's to know, so it names no image cache. Records nothing and starts nothing.
     fn recall(&self, node: &str, pod: &Pod) -> Admitted;
 }
 
@@ -45,6 +45,8 @@ pub struct Admitted {
     pub notices: Vec<Notice>,
     /// Annotations to write on it. The agent sees them from the start; the API server gets them right after.
     pub annotations: BTreeMap<String, String>,
+    /// Annotations to take off it, which only we may write.
+    pub cleared: BTreeSet<String>,
     /// Labels to write on it, likewise.
     pub labels: BTreeMap<String, String>,
     /// Registry hosts that are spoken to over plain http.

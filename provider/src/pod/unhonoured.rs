@@ -92,7 +92,7 @@ const VARIABLES: [Key; 5] = [
 
 /// Annotations of a pod. Keys that only choose among what Alibaba Cloud sells (networks, zones, prices) are not here: there
 /// is nothing that they could change.
-const ANNOTATIONS: [Key; 7] = [
+const ANNOTATIONS: [Key; 15] = [
     Key {
         key: "k8s.aliyun.com/eci-custom-hosts",
         asks: Asks::Any,
@@ -106,6 +106,62 @@ const ANNOTATIONS: [Key; 7] = [
         weight: Weight::Told,
         instead: "pods share the disk of their host, and no more is added",
         remedy: "request what the pod needs as ephemeral-storage in its containers' resources",
+    },
+    Key {
+        key: "k8s.aliyun.com/acr-instance-ids",
+        asks: Asks::Any,
+        weight: Weight::Told,
+        instead: "images are pulled with the logins of the pod and of the node",
+        remedy: "name a Secret in spec.imagePullSecrets",
+    },
+    Key {
+        key: "k8s.aliyun.com/acr-service-arns",
+        asks: Asks::Any,
+        weight: Weight::Told,
+        instead: "images are pulled with the logins of the pod and of the node",
+        remedy: "name a Secret in spec.imagePullSecrets",
+    },
+    Key {
+        key: "k8s.aliyun.com/acr-user-arns",
+        asks: Asks::Any,
+        weight: Weight::Told,
+        instead: "images are pulled with the logins of the pod and of the node",
+        remedy: "name a Secret in spec.imagePullSecrets",
+    },
+    Key {
+        key: "k8s.aliyun.com/eci-data-cache-bucket",
+        asks: Asks::Any,
+        weight: Weight::Told,
+        instead: "there are no data caches",
+        remedy: "have the data in an image, or fetch it in an init container",
+    },
+    Key {
+        key: "k8s.aliyun.com/eci-data-cache-pl",
+        asks: Asks::Any,
+        weight: Weight::Told,
+        instead: "there are no data caches",
+        remedy: "have the data in an image, or fetch it in an init container",
+    },
+    Key {
+        key: "k8s.aliyun.com/eci-data-cache-provisionedIops",
+        asks: Asks::Any,
+        weight: Weight::Told,
+        instead: "there are no data caches",
+        remedy: "have the data in an image, or fetch it in an init container",
+    },
+    Key {
+        key: "k8s.aliyun.com/eci-ephemeral-storage-options",
+        asks: Asks::Any,
+        weight: Weight::Told,
+        instead: "the pod writes to the disk of its host as that is",
+        remedy: "have the host's disk encrypted",
+    },
+    Key {
+        key: "k8s.aliyun.com/eci-data-cache-burstingEnabled",
+        asks: Asks::True,
+        weight: Weight::Told,
+        instead: "there are no data caches",
+        remedy: "have the data in an image, or fetch it in an init container",
     },
     Key {
         key: "k8s.aliyun.com/eci-eviction-enable",
@@ -233,6 +289,14 @@ mod tests {
     #[rstest]
     #[case("k8s.aliyun.com/eci-custom-hosts", "[]", "")]
     #[case("k8s.aliyun.com/eci-extra-ephemeral-storage", "50Gi", "")]
+    #[case("k8s.aliyun.com/acr-instance-ids", "cri-xxx", "")]
+    #[case("k8s.aliyun.com/acr-service-arns", "acs:ram::1:role/a", "")]
+    #[case("k8s.aliyun.com/acr-user-arns", "acs:ram::1:role/b", "")]
+    #[case("k8s.aliyun.com/eci-data-cache-bucket", "default", "")]
+    #[case("k8s.aliyun.com/eci-data-cache-pl", "PL1", "")]
+    #[case("k8s.aliyun.com/eci-data-cache-provisionedIops", "40000", "")]
+    #[case("k8s.aliyun.com/eci-data-cache-burstingEnabled", "true", "false")]
+    #[case("k8s.aliyun.com/eci-ephemeral-storage-options", "{\"encrypted\":\"true\"}", "")]
     #[case("k8s.aliyun.com/eci-eviction-enable", "true", "false")]
     #[case("k8s.aliyun.com/eci-max-pending-minute", "10", "")]
     #[case("k8s.aliyun.com/eci-fail-strategy", "fail-fast", "fail-back")]

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::acted_on::{self, Ignored};
 use super::agent_pods::AgentPod;
 use super::backoff::Backoff;
 use super::cache_choice::{Admitted, CacheChoice};
@@ -103,7 +104,8 @@ pub(super) struct Worker {
     agent: AgentInput,
     connection: u64,
     admitted: Option<Admitted>,
-    marks_written: bool,
+    /// The marks that the API server has taken, or has refused for good.
+    settled_marks: Option<PodMarks>,
     failure: Option<Failure>,
     /// Whether the last answer to what it starts from was: later.
     waits_for_choice: bool,
@@ -157,7 +159,7 @@ impl Worker {
             agent: AgentInput::Unlisted,
             connection: 0,
             admitted: None,
-            marks_written: false,
+            settled_marks: None,
             failure: None,
             waits_for_choice: false,
             sent: None,
@@ -327,8 +329,17 @@ impl Worker {
     }
 
     fn marks(&self) -> PodMarks {
-        let admitted = self.admitted.clone().unwrap_or_default();
-        PodMarks { labels: admitted.labels, annotations: admitted.annotations }
+        let mut admitted = self.admitted.clone().unwrap_or_default();
+        if let Some(ignored) = self.ignored() {
+            admitted.annotations.insert(acted_on::TOLD.to_owned(), ignored.now);
+        }
+        PodMarks { labels: admitted.labels, annotations: admitted.annotations, cleared: admitted.cleared }
+    }
+
+    /// What was changed about image caches after the pod was admitted, as long as its user has not been told.
+    fn ignored(&self) -> Option<Ignored> {
+        let ApiInput::Present(pod) = &self.api else { return None };
+        acted_on::ignored(&self.admitted.as_ref()?.annotations, pod)
     }
 
     /// The pod as it will be once our labels and annotations are on it.
@@ -344,7 +355,8 @@ impl Worker {
 
     fn marks_missing(&self) -> bool {
         let ApiInput::Present(pod) = &self.api else { return false };
-        !self.marks_written && !self.marks().are_on(pod)
+        let marks = self.marks();
+        self.settled_marks.as_ref() != Some(&marks) && !marks.are_on(pod)
     }
 
     /// What is to be written to the API server, with the whole status that it leads to.

@@ -17,14 +17,15 @@ use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Event, Node};
 use k8s_openapi::api::rbac::v1::ClusterRole;
 use kube::client::Body;
-use larder_provider::admission::registration;
+use larder_provider::admission::{Placement, registration};
 use larder_provider::cluster::objects::TokenWish;
 use larder_provider::cluster::pods::{PodMarks, PodName};
 use larder_provider::cluster::{
     AccessApi, DefinitionApi, EventApi, ImageCacheApi, KubeCluster, NodeApi, ObjectApi, ObjectKey, ObjectKind, PodApi,
-    WatchStream, WebhookApi,
+    ProfileApi, WatchStream, WebhookApi,
 };
 use larder_provider::custom_resource::{ImageCache, ImageCacheStatus, definition};
+use larder_provider::profile::Profile;
 use serde_json::{Value, json};
 
 /// Group, resource with its subresource, verb, and the name where the role names one.
@@ -149,7 +150,11 @@ async fn make_every_call(cluster: &KubeCluster) {
     drop(cluster.set_finalizers(&ImageCache::new("c", Default::default()), &[]).await);
     drop(cluster.read_secret("ns", "s").await);
 
-    let entry = registration::entry(&"https://h".parse().unwrap(), "");
+    watch(cluster.watch_profile()).await;
+    let (target, profile, placement) = ("https://h".parse().unwrap(), Profile::default(), Placement::new(vec![]));
+    let wanted =
+        registration::Wanted { target: &target, ca_bundle: "", profile: &profile, record: "", placement: &placement };
+    let entry = registration::entry(&wanted);
     watch(cluster.watch_webhook(registration::NAME)).await;
     drop(cluster.apply_webhook(&entry).await);
     let entry = registration::image_cache_entry(&"https://h".parse().unwrap(), "");

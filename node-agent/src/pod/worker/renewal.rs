@@ -14,7 +14,12 @@ use crate::{
 
 impl Worker {
     /// Takes a newer wish on record. The same wish again changes nothing.
+    ///
+    /// The image cache stays the one that was chosen when the pod began, and so does how registries are spoken to. The
+    /// provider may have read a newer wish off the pod, where its user writes what he likes: a cache that was never chosen
+    /// for the pod would hand out images that nobody has asked the registry for on its behalf.
     pub(super) fn renew(&mut self, wish: PodWish) -> Result<(), LedgerError> {
+        let wish = self.wish.renewed(wish);
         if wish == *self.wish {
             return Ok(());
         }

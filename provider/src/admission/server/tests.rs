@@ -18,7 +18,8 @@ use tokio_rustls::client::TlsStream;
 
 use super::*;
 use crate::admission::certificates::Certificates;
-use crate::admission::webhook::{Webhook, WebhookConfig};
+use crate::admission::webhook::{Surroundings, Webhook, WebhookConfig};
+use crate::cluster::EventRecorder;
 use crate::cluster::fake::FakeCluster;
 use crate::parts::PartError;
 
@@ -74,10 +75,15 @@ async fn send(address: SocketAddr, bundle: &str, path: &str, body: String) -> Op
     Some((status, response.into_body().collect().await.unwrap().to_bytes()))
 }
 
+fn around(cluster: &Arc<FakeCluster>) -> Surroundings {
+    let (events, _) = EventRecorder::new(cluster.clone());
+    Surroundings { entries: cluster.clone(), profiles: cluster.clone(), access: cluster.clone(), events }
+}
+
 async fn bound(cluster: &Arc<FakeCluster>) -> Webhook {
     let target = "https://127.0.0.1:9443".parse().unwrap();
     let config = WebhookConfig { listen: ([127, 0, 0, 1], 0).into(), target, placement: placement() };
-    Webhook::bind(cluster.clone(), cluster.clone(), config).await.unwrap()
+    Webhook::bind(around(cluster), config).await.unwrap()
 }
 
 /// A webhook that runs and is registered.
@@ -90,7 +96,10 @@ struct Running {
 
 impl Running {
     async fn start() -> Self {
-        let cluster = Arc::new(FakeCluster::default());
+        Self::on(Arc::new(FakeCluster::default())).await
+    }
+
+    async fn on(cluster: Arc<FakeCluster>) -> Self {
         let webhook = bound(&cluster).await;
         let (address, mut registered, stop) = (webhook.address(), webhook.registered(), CancellationToken::new());
         let mut tasks = JoinSet::new();
@@ -145,6 +154,76 @@ async fn a_review_is_answered_under_the_registered_authority() {
 
     running.end().await;
     assert!(TcpStream::connect(address).await.is_err());
+}
+
+const PROFILE: &str = r#"[
+    {"name": "own", "objectSelector": {"matchLabels": {"app": "x"}}, "effect": {"annotations": {"a": "own"}}},
+    {"name": "all", "effect": {"annotations": {"a": "all", "b": "all"}, "labels": {"l": "all"}}}
+]"#;
+
+/// The pod of [`body`] with these labels and this much more, after one review.
+async fn reviewed(
+    address: std::net::SocketAddr,
+    bundle: &str,
+    path: &str,
+    labels: Value,
+    spec: &[(&str, Value)],
+) -> Value {
+    let mut review = body(&labels, false);
+    for (field, value) in spec {
+        review["request"]["object"]["spec"][field] = value.clone();
+    }
+    let (status, answer) = send(address, bundle, path, review.to_string()).await.unwrap();
+    assert_eq!(status, 200, "{path}");
+    let response = serde_json::from_slice::<AdmissionReview<Pod>>(&answer).unwrap().response.unwrap();
+    assert!(response.allowed);
+    let mut pod = review["request"]["object"].clone();
+    if let Some(patch) = response.patch {
+        json_patch::patch(&mut pod, &serde_json::from_slice::<json_patch::Patch>(&patch).unwrap()).unwrap();
+    }
+    pod
+}
+
+#[tokio::test]
+async fn what_a_selector_selects_goes_to_the_virtual_nodes_with_its_effect() {
+    let cluster = Arc::new(FakeCluster::default());
+    cluster.put_profile(Some(&[("selectors", PROFILE)]));
+    let running = Running::on(Arc::clone(&cluster)).await;
+    let address = running.address;
+    let path_of = |record: &crate::cluster::fake::Record| {
+        let first = record.webhook.as_ref()?.webhooks.as_ref()?.first()?.clone();
+        Some(first.client_config.url?.strip_prefix("https://127.0.0.1:9443")?.to_owned())
+            .filter(|path| path.starts_with("/mutate/profile/0/"))
+    };
+    cluster.wait("the selector's webhook", |record| path_of(record).is_some()).await;
+    let (path, bundle) = (cluster.see(path_of).unwrap(), running.bundle());
+
+    let pod = reviewed(address, &bundle, &path, json!({"app": "x"}), &[]).await;
+    assert_eq!(pod["spec"]["nodeSelector"]["type"], "virtual-kubelet");
+    assert_eq!(pod["metadata"]["annotations"], json!({"a": "own"}));
+    // The pod's own word is no.
+    let pod = reviewed(address, &bundle, &path, json!({"app": "x", "alibabacloud.com/eci": "false"}), &[]).await;
+    assert_eq!((&pod["spec"]["nodeSelector"], &pod["metadata"]["annotations"]), (&Value::Null, &Value::Null));
+    // Somebody has settled its node already.
+    let elsewhere = [("nodeName", json!("other"))];
+    let pod = reviewed(address, &bundle, &path, json!({"app": "x"}), &elsewhere).await;
+    assert_eq!(pod["metadata"]["annotations"], Value::Null);
+
+    let there = [("nodeSelector", json!({"type": "virtual-kubelet"}))];
+    let pod = reviewed(address, &bundle, "/mutate/effects", json!({"l": "own"}), &there).await;
+    assert_eq!(pod["metadata"]["annotations"], json!({"a": "all", "b": "all"}));
+    assert_eq!(pod["metadata"]["labels"], json!({"l": "own"}));
+    let pod = reviewed(address, &bundle, "/mutate/effects", json!({}), &[]).await;
+    assert_eq!(pod["metadata"]["annotations"], Value::Null);
+
+    // The API server may go on calling for the profile that has just been replaced, and no longer.
+    cluster.put_profile(Some(&[("selectors", "")]));
+    cluster.wait("no such webhook", |record| record.webhook.is_some() && path_of(record).is_none()).await;
+    let pod = reviewed(address, &bundle, &path, json!({"app": "x"}), &[]).await;
+    assert_eq!(pod["metadata"]["annotations"], json!({"a": "own"}));
+    let pod = reviewed(address, &bundle, "/mutate/profile/0/0000", json!({"app": "x"}), &[]).await;
+    assert_eq!((&pod["spec"]["nodeSelector"], &pod["metadata"]["annotations"]), (&Value::Null, &Value::Null));
+    running.end().await;
 }
 
 #[tokio::test]
@@ -229,6 +308,6 @@ async fn an_address_that_is_taken_is_an_error_that_names_it() {
     let first = bound(&cluster).await;
     let config =
         WebhookConfig { listen: first.address(), target: "https://127.0.0.1".parse().unwrap(), placement: placement() };
-    let error = Webhook::bind(cluster.clone(), cluster, config).await.unwrap_err().to_string();
+    let error = Webhook::bind(around(&cluster), config).await.unwrap_err().to_string();
     assert_eq!(error, format!("listen for the webhook at {}", first.address()));
 }

@@ -35,7 +35,12 @@ impl WebhookApi for FakeCluster {
     }
 
     async fn apply_webhook(&self, wanted: &MutatingWebhookConfiguration) -> Result<(), ClusterError> {
-        self.online()?.webhook_applies += 1;
+        let mut record = self.online()?;
+        if let Some(message) = record.webhook_refusal.take() {
+            return Err(ClusterError::Refused { what: "apply webhook".to_owned(), code: 422, message });
+        }
+        record.webhook_applies += 1;
+        drop(record);
         self.put_webhook(Some(wanted.clone()));
         Ok(())
     }

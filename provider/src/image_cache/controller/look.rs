@@ -77,6 +77,14 @@ impl ImageCacheController {
             self.used.retain(|id, _| ids.contains(id));
             self.evicted.retain(|name| caches.get(name).is_some_and(|cache| !is_leaving(cache)));
             self.failed.retain(|_, (_, until)| *until + FORGIVEN > now);
+            let found = self.builds.look(caches.values(), now);
+            let meters = &self.around.meters.image_caches;
+            for (is_ready, took) in found.ended {
+                meters.built(is_ready, took.try_into().unwrap_or_default());
+            }
+            for (phase, count) in found.phases {
+                meters.in_phase(phase, count);
+            }
         }
         let wake = self.act(found, now);
         self.publish();

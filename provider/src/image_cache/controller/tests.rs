@@ -49,6 +49,8 @@ fn around(
         read_logins,
         secret_rule: SecretRule::Labelled,
         most,
+        default: NodeDefault::default(),
+        meters: Meters::default(),
     }
 }
 

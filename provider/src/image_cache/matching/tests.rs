@@ -2,8 +2,10 @@
 
 use proptest::prelude::*;
 use rstest::rstest;
+use serde_json::json;
 
 use super::*;
+use crate::image_cache::automatic;
 
 fn digest(n: u8) -> String {
     format!("sha256:{}", format!("{n:02x}").repeat(32))
@@ -35,6 +37,10 @@ fn hit(id: &str, coverage: Coverage) -> Choice {
     Choice::Hit { id: id.to_owned(), coverage }
 }
 
+fn part(held: usize, of: usize) -> Coverage {
+    Coverage::Partial { held, of }
+}
+
 fn choose(wish: &Wish, images: &[&str], caches: &[Candidate]) -> (Choice, Automatic) {
     let decision = decide(wish, &pod(images), caches);
     (decision.choice, decision.automatic)
@@ -52,37 +58,99 @@ fn the_documented_pod_hits_the_documented_cache() {
 }
 
 #[rstest]
-#[case::nothing_there(&[], Choice::Miss, Automatic::Build)]
+#[case::nothing_there(&[], Choice::Miss(MissReason::NoCandidate), Automatic::Build)]
 #[case::full(&[cache("a", 0, &["nginx:1", "busybox:1"])], hit("a", Coverage::Full), Automatic::Nothing)]
 #[case::more_than_full(&[cache("a", 0, &["nginx:1", "busybox:1", "redis:1"])], hit("a", Coverage::Full), Automatic::Nothing)]
-#[case::partial(&[cache("a", 0, &["nginx:1"])], hit("a", Coverage::Partial), Automatic::Build)]
-#[case::repository_only(&[cache("a", 0, &["nginx:2"])], Choice::Miss, Automatic::Build)]
-#[case::other(&[cache("a", 0, &["redis:1"])], Choice::Miss, Automatic::Build)]
+#[case::partial(&[cache("a", 0, &["nginx:1"])], hit("a", part(1, 2)), Automatic::Build)]
+#[case::repository_only(&[cache("a", 0, &["nginx:2"])], Choice::Miss(MissReason::RepositoryOnly), Automatic::Build)]
+#[case::other(&[cache("a", 0, &["redis:1"])], Choice::Miss(MissReason::NoCandidate), Automatic::Build)]
 #[case::more_exact_wins(&[cache("a", 9, &["nginx:1", "redis:1"]), cache("b", 0, &["nginx:1", "busybox:1"])],
     hit("b", Coverage::Full), Automatic::Nothing)]
 #[case::then_more_repositories(&[cache("a", 9, &["nginx:1"]), cache("b", 0, &["nginx:1", "busybox:2"])],
-    hit("b", Coverage::Partial), Automatic::Build)]
+    hit("b", part(1, 2)), Automatic::Build)]
 #[case::then_closest_size(&[cache("a", 9, &["nginx:1", "redis:1"]), cache("b", 0, &["nginx:1"])],
-    hit("b", Coverage::Partial), Automatic::Build)]
+    hit("b", part(1, 2)), Automatic::Build)]
 #[case::then_newest(&[cache("a", 1, &["nginx:1"]), cache("b", 2, &["nginx:1"])],
-    hit("b", Coverage::Partial), Automatic::Build)]
+    hit("b", part(1, 2)), Automatic::Build)]
 #[case::then_name(&[cache("b", 1, &["nginx:1"]), cache("a", 1, &["nginx:1"])],
-    hit("a", Coverage::Partial), Automatic::Build)]
+    hit("a", part(1, 2)), Automatic::Build)]
 fn the_order(#[case] caches: &[Candidate], #[case] choice: Choice, #[case] automatic: Automatic) {
     assert_eq!(choose(&ANY, &["nginx:1", "busybox:1"], caches), (choice, automatic));
 }
 
 #[rstest]
-#[case(Condition::Any, hit("a", Coverage::Partial))]
-#[case(Condition::AtLeast(1), hit("a", Coverage::Partial))]
-#[case(Condition::AtLeast(2), hit("a", Coverage::Partial))]
-#[case(Condition::AtLeast(3), Choice::Miss)]
-#[case(Condition::AtLeast(4), Choice::Miss)]
-#[case(Condition::Perfect, Choice::Miss)]
+#[case(Condition::Any, hit("a", part(2, 3)))]
+#[case(Condition::AtLeast(1), hit("a", part(2, 3)))]
+#[case(Condition::AtLeast(2), hit("a", part(2, 3)))]
+#[case(Condition::AtLeast(3), Choice::Miss(MissReason::ConditionNotMet))]
+#[case(Condition::AtLeast(4), Choice::Miss(MissReason::ConditionNotMet))]
+#[case(Condition::Perfect, Choice::Miss(MissReason::ConditionNotMet))]
 fn conditions(#[case] condition: Condition, #[case] choice: Choice) {
     let caches = [cache("a", 0, &["nginx:1", "busybox:1"])];
     let wish = Wish::Automatic { condition };
     assert_eq!(choose(&wish, &["nginx:1", "busybox:1", "redis:1"], &caches), (choice, Automatic::Build));
+}
+
+fn pod_of(init: &[&str], app: &[&str]) -> PodImages {
+    let containers =
+        |images: &[&str]| images.iter().map(|image| json!({"name": "c", "image": image})).collect::<Vec<_>>();
+    let spec = json!({"initContainers": containers(init), "containers": containers(app)});
+    PodImages::read(automatic::images(&serde_json::from_value(json!({"spec": spec})).unwrap()))
+}
+
+/// Init containers count as the others do, and an image counts once however many containers run on it.
+#[rstest]
+#[case::init_is_missing(&["busybox:1"], &["nginx:1"], &["nginx:1"], Condition::Perfect, Choice::Miss(MissReason::ConditionNotMet))]
+#[case::init_is_there(&["busybox:1"], &["nginx:1"], &["nginx:1", "busybox:1"], Condition::Perfect, hit("a", Coverage::Full))]
+#[case::init_counts(&["busybox:1"], &["nginx:1"], &["nginx:1", "busybox:1"], Condition::AtLeast(2), hit("a", Coverage::Full))]
+#[case::init_alone(&["busybox:1"], &["nginx:1"], &["busybox:1"], Condition::AtLeast(1), hit("a", part(1, 2)))]
+#[case::init_and_app_share(&["nginx:1"], &["nginx:1"], &["nginx:1"], Condition::Perfect, hit("a", Coverage::Full))]
+#[case::two_of_one_image(&[], &["nginx:1", "nginx:1"], &["nginx:1"], Condition::Perfect, hit("a", Coverage::Full))]
+#[case::two_of_one_image_are_one(&[], &["nginx:1", "nginx:1"], &["nginx:1"], Condition::AtLeast(2), Choice::Miss(MissReason::ConditionNotMet))]
+#[case::two_of_three(&[], &["nginx:1", "nginx:1", "redis:1"], &["nginx:1"], Condition::Any, hit("a", part(1, 2)))]
+fn what_counts_as_an_image_of_the_pod(
+    #[case] init: &[&str],
+    #[case] app: &[&str],
+    #[case] cached: &[&str],
+    #[case] condition: Condition,
+    #[case] wanted: Choice,
+) {
+    let wish = Wish::Automatic { condition };
+    assert_eq!(decide(&wish, &pod_of(init, app), &[cache("a", 0, cached)]).choice, wanted);
+}
+
+#[rstest]
+#[case::nothing(&[], MissReason::NoCandidate)]
+#[case::other(&[("redis:1", Standing::Serving)], MissReason::NoCandidate)]
+#[case::repository(&[("nginx:2", Standing::Serving)], MissReason::RepositoryOnly)]
+#[case::not_all(&[("nginx:1", Standing::Serving)], MissReason::ConditionNotMet)]
+#[case::in_the_making(&[("nginx:1 busybox:1", Standing::NotComplete)], MissReason::NotReady)]
+#[case::not_all_in_the_making(&[("nginx:1", Standing::NotComplete)], MissReason::NoCandidate)]
+#[case::the_nearest_counts(
+    &[("nginx:2", Standing::Serving), ("nginx:1 busybox:1", Standing::Failed(String::new())), ("nginx:1", Standing::Serving)],
+    MissReason::NotReady
+)]
+fn a_miss_says_why(#[case] caches: &[(&str, Standing)], #[case] reason: MissReason) {
+    let named = caches.iter().enumerate();
+    let caches: Vec<Candidate> = named
+        .map(|(n, (images, standing))| {
+            let images: Vec<&str> = images.split(' ').collect();
+            Candidate { standing: standing.clone(), ..cache(&format!("imc-{n}"), 0, &images) }
+        })
+        .collect();
+    let perfect = Wish::Automatic { condition: Condition::Perfect };
+    assert_eq!(choose(&perfect, &["nginx:1", "busybox:1"], &caches).0, Choice::Miss(reason));
+}
+
+#[test]
+fn a_pin_says_how_much_the_cache_holds() {
+    let caches = [cache("imc-a", 0, &["nginx:1"])];
+    let wish = Wish::Pinned { id: "imc-a".to_owned() };
+    let pinned = |images: &[&str]| choose(&wish, images, &caches).0;
+    let named = |coverage| Choice::Pinned { id: "imc-a".to_owned(), coverage };
+    assert_eq!(pinned(&["nginx:1"]), named(Coverage::Full));
+    assert_eq!(pinned(&["nginx:1", "redis:1"]), named(part(1, 2)));
+    assert_eq!(pinned(&["redis:1"]), named(part(0, 1)));
 }
 
 #[test]
@@ -90,7 +158,8 @@ fn only_a_serving_cache_is_matched() {
     let mut caches = [cache("a", 0, &["nginx:1"]), cache("b", 0, &["nginx:1"])];
     caches[0].standing = Standing::NotComplete;
     caches[1].standing = Standing::Failed("no room".to_owned());
-    assert_eq!(choose(&ANY, &["nginx:1"], &caches), (Choice::Miss, Automatic::Build));
+    assert_eq!(choose(&ANY, &["nginx:1"], &caches), (Choice::Miss(MissReason::NotReady), Automatic::Build));
+    assert_eq!(choose(&ANY, &["nginx:2"], &caches).0, Choice::Miss(MissReason::NoCandidate));
 }
 
 #[test]
@@ -104,14 +173,14 @@ fn a_digest_matches_under_whichever_tag() {
         let (choice, _) = choose(&ANY, &[&format!("nginx:other@{}", digest(n))], &caches);
         assert_eq!(choice, hit("a", Coverage::Full));
     }
-    assert_eq!(choose(&ANY, &[&format!("nginx@{}", digest(3))], &caches).0, Choice::Miss);
-    assert_eq!(choose(&ANY, &[&format!("redis@{}", digest(1))], &caches).0, Choice::Miss);
+    assert_eq!(choose(&ANY, &[&format!("nginx@{}", digest(3))], &caches).0, Choice::Miss(MissReason::RepositoryOnly));
+    assert_eq!(choose(&ANY, &[&format!("redis@{}", digest(1))], &caches).0, Choice::Miss(MissReason::NoCandidate));
 }
 
 #[test]
 fn an_image_cached_by_digest_answers_no_tag() {
     let caches = [cache("a", 0, &[&format!("nginx:1@{}", digest(1))])];
-    assert_eq!(choose(&ANY, &["nginx:1"], &caches).0, Choice::Miss);
+    assert_eq!(choose(&ANY, &["nginx:1"], &caches).0, Choice::Miss(MissReason::RepositoryOnly));
 }
 
 #[test]
@@ -123,12 +192,13 @@ fn names_are_normalised_and_counted_once() {
 #[test]
 fn an_invalid_reference_is_never_cached_nor_matched() {
     let caches = [cache("a", 0, &["nginx:1"])];
-    assert_eq!(choose(&ANY, &["nginx:1", "NOT/An image"], &caches), (hit("a", Coverage::Partial), Automatic::Nothing));
-    assert_eq!(choose(&ANY, &["NOT/An image"], &caches), (Choice::Miss, Automatic::Nothing));
+    assert_eq!(choose(&ANY, &["nginx:1", "NOT/An image"], &caches), (hit("a", part(1, 2)), Automatic::Nothing));
+    let missed = Choice::Miss(MissReason::NoCandidate);
+    assert_eq!(choose(&ANY, &["NOT/An image"], &caches), (missed, Automatic::Nothing));
 }
 
 #[rstest]
-#[case(Standing::Serving, Choice::Pinned { id: "imc-a".to_owned() })]
+#[case(Standing::Serving, Choice::Pinned { id: "imc-a".to_owned(), coverage: part(0, 1) })]
 #[case(Standing::NotComplete, Choice::Refused(Refusal::NotComplete { id: "imc-a".to_owned() }))]
 #[case(Standing::Failed("w".to_owned()), Choice::Refused(Refusal::Failed { id: "imc-a".to_owned(), why: "w".to_owned() }))]
 fn pins(#[case] standing: Standing, #[case] choice: Choice) {
@@ -153,9 +223,9 @@ fn no_cache_when_it_is_switched_off() {
 }
 
 #[rstest]
-#[case::another_pod(&[], Choice::Miss)]
-#[case::other_secrets(&["a:other"], Choice::Miss)]
-#[case::one_of_two(&["a:one"], Choice::Miss)]
+#[case::another_pod(&[], Choice::Miss(MissReason::NoCandidate))]
+#[case::other_secrets(&["a:other"], Choice::Miss(MissReason::NoCandidate))]
+#[case::one_of_two(&["a:one"], Choice::Miss(MissReason::NoCandidate))]
 #[case::the_same(&["a:one", "a:two"], hit("imc-p", Coverage::Full))]
 #[case::more(&["a:one", "a:two", "a:three"], hit("imc-p", Coverage::Full))]
 fn what_secrets_made_serves_who_has_them(#[case] secrets: &[&str], #[case] wanted: Choice) {
@@ -164,7 +234,8 @@ fn what_secrets_made_serves_who_has_them(#[case] secrets: &[&str], #[case] wante
     let pod = pod(&["nginx:1"]).pulled_with(secrets.iter().map(|name| (*name).to_owned()).collect());
     let pinned = Wish::Pinned { id: "imc-p".to_owned() };
     let refused = Choice::Refused(Refusal::NotFound { id: "imc-p".to_owned() });
-    let by_id = if wanted == Choice::Miss { refused } else { Choice::Pinned { id: "imc-p".to_owned() } };
+    let named = Choice::Pinned { id: "imc-p".to_owned(), coverage: Coverage::Full };
+    let by_id = if matches!(wanted, Choice::Miss(_)) { refused } else { named };
     let caches = [private];
     assert_eq!(decide(&ANY, &pod, &caches).choice, wanted);
     assert_eq!(decide(&pinned, &pod, &caches).choice, by_id);
@@ -259,7 +330,7 @@ proptest! {
             }
             cache
         }).collect();
-        prop_assert_eq!(decide(&ANY, &images, &strangers).choice, Choice::Miss);
+        prop_assert_eq!(decide(&ANY, &images, &strangers).choice, Choice::Miss(MissReason::NoCandidate));
     }
 
     #[test]
@@ -276,6 +347,6 @@ proptest! {
             Condition::Perfect => prop_assert_eq!(held, images.distinct.len()),
         }
         prop_assert_eq!(*coverage == Coverage::Full, held == images.distinct.len());
-        prop_assert_eq!(decision.automatic == Automatic::Build, *coverage == Coverage::Partial);
+        prop_assert_eq!(decision.automatic == Automatic::Build, *coverage != Coverage::Full);
     }
 }

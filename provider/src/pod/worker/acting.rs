@@ -9,14 +9,15 @@ use tokio::time::Instant;
 use super::{AgentInput, ApiInput, Sent, Settled, StatusPatch, Worker};
 use crate::agent::{AgentError, RunPod, Stopping};
 use crate::cluster::events::regarding_pod;
-use crate::cluster::pods::PodMarks;
 use crate::cluster::{ClusterError, EventNote, Source};
 use crate::meters::Outcome;
 use crate::pod::PROVIDER_FAILED;
+use crate::pod::acted_on;
 use crate::pod::agent_pods::AgentPod;
 use crate::pod::cache_choice::{Admitted, CacheDecision, Notice, Refusal};
 use crate::pod::content::Gathered;
 use crate::pod::next_action::{Action, StopSent};
+use crate::pod::out_of_memory;
 use crate::pod::resize;
 use crate::pod::status::{self, Failure};
 
@@ -118,6 +119,16 @@ impl Worker {
         }
     }
 
+    /// Says that a container was killed for want of memory, when that is written for the first time.
+    fn say_out_of_memory(&self, answered: &Pod) {
+        let ApiInput::Present(before) = &self.api else { return };
+        let Some(after) = &answered.status else { return };
+        if out_of_memory::is_new(before.status.as_ref(), after) {
+            let (reason, message) = out_of_memory::EVENT;
+            self.note(answered, Source::EciService, true, reason, message);
+        }
+    }
+
     fn admit(&mut self, admitted: Admitted, fresh: bool, pod: &Pod) -> Admitted {
         if fresh {
             self.notices(pod, &admitted.notices);
@@ -177,6 +188,7 @@ impl Worker {
                 let answered = status::canonical(pod.status.as_ref().unwrap_or(&Default::default()));
                 self.settled = Some(Settled { wanted: patch.wanted, answered });
                 self.say_infeasible();
+                self.say_out_of_memory(&pod);
                 self.take_answer(pod);
             }
             Err(error) => {
@@ -195,15 +207,20 @@ impl Worker {
     }
 
     async fn annotate(&mut self) {
-        let marks: PodMarks = self.marks();
+        let (marks, ignored) = (self.marks(), self.ignored());
         match self.means.pods.annotate_pod(&self.name, &marks).await {
             Ok(pod) => {
                 self.backoff.annotate.reset();
-                self.marks_written = true;
+                self.settled_marks = Some(marks);
+                if let Some(ignored) = ignored {
+                    self.note(&pod, Source::EciService, true, acted_on::REASON, &ignored.message());
+                }
                 self.take_answer(pod);
             }
             Err(error) => {
-                self.marks_written = matches!(error, ClusterError::Refused { .. });
+                if matches!(error, ClusterError::Refused { .. }) {
+                    self.settled_marks = Some(marks);
+                }
                 self.not_written(&error, "annotations");
                 let wait = self.backoff.annotate.next();
                 self.blocked.annotate = Some(self.moment() + wait);

@@ -4,6 +4,7 @@ mod breaking;
 mod changing;
 mod contents;
 mod ending;
+mod marks;
 mod running;
 mod starting;
 

@@ -116,6 +116,43 @@ async fn newer_objects_are_tried_at_once() {
     assert_eq!(bench.host.log().len(), asked);
 }
 
+/// A pod's user writes on it what he likes, and a provider that has begun anew reads the chosen cache there.
+#[tokio::test(start_paused = true)]
+async fn a_newer_wish_changes_neither_the_cache_nor_how_registries_are_spoken_to() {
+    let mut bench = Bench::new().await;
+    let mut first = fakes::wish("u1", one("Always"));
+    first.access.plain_http = vec!["registry:5000".to_owned()];
+    bench.pods.run(first.clone()).await.unwrap();
+    bench.until(|snapshot| phase(snapshot) == "Running").await;
+    assert_eq!(bench.host.count("ensure"), 1);
+    let mut forged = fakes::wish("u1", json!({"containers": [{"name": "app", "image": "secret:1"}]}));
+    forged.cache = Some("imc-of-somebody-else".to_owned());
+    forged.access.insecure = vec!["registry:5000".to_owned()];
+    bench.drain_events();
+    bench.pods.run(forged.clone()).await.unwrap();
+    let has_it = |snapshot: &PodSnapshot| {
+        let mut statuses = snapshot.status.container_statuses.iter().flatten();
+        statuses.any(|status| status.image.contains("secret:1") && status.state.as_ref().unwrap().running.is_some())
+    };
+    bench.until(has_it).await;
+    // Out of a cache it would be there already, without a word of the registry.
+    let events = bench.drain_events();
+    assert!(events.iter().any(|event| event.starts_with("Pulling: Pulling image \"secret:1\"")), "{events:?}");
+    let on_record = Ledger::new(bench.folder.path().join("pods")).read("u1").unwrap().unwrap().wish;
+    assert_eq!((on_record.pod, on_record.cache, on_record.access), (forged.pod, None, first.access));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_newer_wish_without_a_cache_leaves_the_chosen_one() {
+    let mut bench = Bench::new().await;
+    let mut wish = fakes::wish("u1", one("Always"));
+    wish.cache = Some("imc-1".to_owned());
+    bench.pods.run(wish.clone()).await.unwrap();
+    bench.until(|snapshot| phase(snapshot) == "Running").await;
+    bench.pods.run(PodWish { cache: None, ..wish.clone() }).await.unwrap();
+    assert_eq!(Ledger::new(bench.folder.path().join("pods")).read("u1").unwrap().unwrap().wish, wish);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_pod_that_has_had_its_time_says_so_once() {
     let mut bench = Bench::new().await;
