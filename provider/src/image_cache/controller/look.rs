@@ -43,7 +43,7 @@ impl ImageCacheController {
         self.tell_askers();
         let mut found = Found::default();
         if let Some(caches) = &self.caches {
-            let room = self.room();
+            let room = self.room(now);
             let mut wanted: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
             for cache in caches.values() {
                 let name = cache.metadata.name.as_deref().unwrap_or_default();

@@ -13,11 +13,11 @@ use crate::image_cache::status::has_failed;
 
 impl ImageCacheController {
     /// Which caches are refused, and which go.
-    pub(super) fn room(&self) -> Plan {
+    pub(super) fn room(&self, now: Timestamp) -> Plan {
         if self.around.most == 0 {
             return Plan::default();
         }
-        quota::plan(&self.counted(), self.around.most)
+        quota::plan(&self.counted(now), self.around.most)
     }
 
     /// The automatic caches that make room for one more, `given_up` being about to go anyway; nothing when there are none.
@@ -25,21 +25,13 @@ impl ImageCacheController {
         if self.around.most == 0 {
             return Some(Vec::new());
         }
-        let mut counted = self.counted();
+        let mut counted = self.counted(now);
         counted.retain(|cache| Some(cache.name.as_str()) != given_up);
-        let coming = |name: &str| Counted {
-            name: name.to_owned(),
-            is_automatic: true,
-            is_in: true,
-            created: now,
-            last_used: None,
-        };
-        counted.extend(self.in_the_making().map(coming));
         quota::make_room(&counted, self.around.most)
     }
 
-    /// All caches that take up room.
-    fn counted(&self) -> Vec<Counted> {
+    /// All caches that take up room; those too that are about to come, so that nobody else takes what was freed for them.
+    fn counted(&self, now: Timestamp) -> Vec<Counted> {
         let told: BTreeSet<&str> = self.told.keys().map(|(_, id)| id.as_str()).collect();
         let caches = self.caches.iter().flat_map(|caches| caches.values());
         let stays = |cache: &&ImageCache| {
@@ -58,7 +50,14 @@ impl ImageCacheController {
                 last_used: written.max(self.used.get(&id).copied()),
             }
         };
-        caches.filter(stays).map(counted).collect()
+        let coming = |name: &str| Counted {
+            name: name.to_owned(),
+            is_automatic: true,
+            is_in: true,
+            created: now,
+            last_used: None,
+        };
+        caches.filter(stays).map(counted).chain(self.in_the_making().map(coming)).collect()
     }
 }
 

@@ -62,6 +62,19 @@ async fn an_automatic_one_takes_the_place_of_the_least_recently_used() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_was_freed_for_a_pod_nobody_else_takes() {
+    let bench = Bench::with(&["a"], 1);
+    bench.made_for("p", "nginx:1").await;
+    bench.put("by-hand", &["redis:1"]);
+    bench.phase("by-hand", Phase::Failed).await;
+    let second = bench.made_for("q", "busybox:1").await;
+    bench.settle().await;
+    bench.phase(&second, Phase::Ready).await;
+    assert!(bench.reason("by-hand", Phase::Failed).await.starts_with("image cache quota 1 is used up"));
+    assert!(bench.agent("a").see(|record| record.builds.iter().all(|build| build.name != "by-hand")));
+}
+
+#[tokio::test(start_paused = true)]
 async fn where_nothing_can_go_the_pod_is_told() {
     let bench = Bench::with(&["a"], 1);
     bench.put("by-hand", &["nginx:1"]);
