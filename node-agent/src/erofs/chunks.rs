@@ -158,6 +158,23 @@ mod tests {
     }
 
     #[test]
+    fn a_file_of_more_than_a_tebibyte_takes_several_chunks() {
+        let file = Regular { size: (1 << 40) + 1, data: Data::Contiguous { device: 0, block: 7 } };
+        let chunks = [Chunk::At { device: 0, block: 7 }, Chunk::At { device: 0, block: 7 + (1 << 31) }];
+        assert_eq!(of(&file).as_deref(), Some(&chunks[..]));
+        assert_eq!(join(file.size, bits(&file), &chunks), file.data);
+    }
+
+    #[test]
+    fn chunks_that_do_not_follow_each_other_stay_apart() {
+        let first = Chunk::At { device: 0, block: 5 };
+        for second in [Chunk::At { device: 1, block: 6 }, Chunk::At { device: 0, block: 9 }] {
+            let data = join(2 * BLOCK, 0, &[first, second]);
+            assert_eq!(of(&Regular { size: 2 * BLOCK, data }), Some(vec![first, second]));
+        }
+    }
+
+    #[test]
     fn a_block_beyond_two_tebibytes_has_no_number() {
         let file = Regular { size: 1, data: Data::Contiguous { device: 0, block: u64::from(HOLE) } };
         assert_eq!(of(&file), None);

@@ -10,7 +10,7 @@ use super::tree::{
     BLOCK, Below, Data, DeviceNumber, Directory, Extent, Inode, InodeId, Metadata, Node, Origin, Regular, Timestamp,
     Tree, Xattr,
 };
-use super::{Device, ReadError, WriteError, read_image, write_image};
+use super::{Device, ReadError, WriteError, can_hold_xattr, read_image, write_image};
 
 /// A file to come, and the directory that it goes to: the n-th of those that are there by then.
 #[derive(Debug, Clone)]
@@ -210,6 +210,13 @@ fn what_the_format_cannot_say_is_refused_by_name() {
     assert!(with(Node::Fifo, vec![long]).contains("an extended attribute"));
     let foreign = Xattr { name: b"com.apple.x"[..].into(), value: Box::default() };
     assert!(with(Node::Fifo, vec![foreign]).contains("an extended attribute"));
+    let mut tree = Tree::new();
+    tree.make_directory(InodeId::ROOT, &[b'x'; 256], Origin::Stated, Metadata::default());
+    let error = write_image(&tree, &[], &mut Vec::new()).expect_err("refused").to_string();
+    assert!(error.contains("a name of more than 255 bytes"), "{error}");
+    let many = vec![Device { tag: "x".into(), bytes: 0 }; 65_536];
+    let error = write_image(&Tree::new(), &many, &mut Vec::new()).expect_err("refused");
+    assert!(matches!(error, WriteError::TooManyDevices { count: 65_536 }), "{error}");
     let too_long = [Device { tag: "x".into(), bytes: (1 << 41) + 1 }];
     let error = write_image(&Tree::new(), &too_long, &mut Vec::new()).expect_err("refused");
     assert!(matches!(error, WriteError::DeviceTooLong { .. }), "{error}");
@@ -223,4 +230,169 @@ fn what_is_no_image_is_named() {
     assert_eq!(read_image(&bytes).map(|_| ()), Err(ReadError::Superblock { what: "image length" }));
     bytes[1024] ^= 1;
     assert_eq!(read_image(&bytes).map(|_| ()), Err(ReadError::Superblock { what: "magic number" }));
+}
+
+#[test]
+fn an_attribute_fits_with_255_bytes_behind_its_namespace() {
+    assert!(can_hold_xattr(&[b"user.", &[b'x'; 255][..]].concat()));
+    assert!(!can_hold_xattr(&[b"user.", &[b'x'; 256][..]].concat()));
+}
+
+/// A field of an image, as a number.
+fn field(bytes: &[u8], at: usize, length: usize) -> u64 {
+    bytes[at..at + length].iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
+}
+
+/// Where the root's inode is.
+fn root_at(bytes: &[u8]) -> usize {
+    usize::from(u16::from_le_bytes([bytes[1024 + 14], bytes[1024 + 15]])) * 32
+}
+
+/// Name, inode number, type and the place of each entry of a directory whose entries lie behind its inode.
+fn raw_entries(bytes: &[u8], inode: usize) -> Vec<(&str, u64, u8, usize)> {
+    let block = inode + 64..inode + 64 + usize::try_from(field(bytes, inode + 8, 8)).expect("small");
+    let offset = |at: usize| block.start + usize::from(u16::from_le_bytes([bytes[at + 8], bytes[at + 9]]));
+    let names = offset(block.start);
+    let entry = |at: usize| {
+        let end = if at + 12 < names { offset(at + 12) } else { block.end };
+        let name = std::str::from_utf8(&bytes[offset(at)..end]).expect("ASCII");
+        (name, field(bytes, at, 8), bytes[at + 10], at)
+    };
+    (block.start..names).step_by(12).map(entry).collect()
+}
+
+/// Where an entry of the root is, and its inode.
+fn in_root(bytes: &[u8], name: &str) -> (usize, usize) {
+    let entries = raw_entries(bytes, root_at(bytes));
+    let (_, number, _, entry) = entries.iter().find(|(found, ..)| *found == name).expect("an entry");
+    (*entry, usize::try_from(*number).expect("small") * 32)
+}
+
+/// One of each kind of file, in the root.
+fn every_kind() -> Tree {
+    let mut tree = Tree::new();
+    tree.directory_mut(InodeId::ROOT).expect("a directory").origin = Origin::Stated;
+    let directory = tree.make_directory(InodeId::ROOT, b"directory", Origin::Stated, Metadata::default());
+    let number = DeviceNumber { major: 1, minor: 3 };
+    let file = Regular { size: 1, data: Data::Contiguous { device: 0, block: 1 } };
+    for (name, node) in [
+        ("!file", Node::Regular(file)),
+        ("block", Node::BlockDevice(number)),
+        ("char", Node::CharDevice(number)),
+        ("fifo", Node::Fifo),
+        ("socket", Node::Socket),
+        ("symlink", Node::Symlink(b"target"[..].into())),
+    ] {
+        let id = tree.add(Inode { metadata: Metadata::default(), node });
+        tree.link(InodeId::ROOT, name.as_bytes(), id);
+        tree.link(directory, name.as_bytes(), id);
+    }
+    tree
+}
+
+/// What no reader of ours looks at is there for others: the kernel, and `fsck.erofs` where it is new enough.
+#[test]
+fn the_superblock_and_the_device_slots_say_what_others_read_in_them() {
+    let device = |tag: &str, bytes| Device { tag: tag.into(), bytes };
+    let mut bytes = Vec::new();
+    write_image(&every_kind(), &[device("one", 512), device("two", 513)], &mut bytes).expect("written");
+    let field = |at, length| field(&bytes[1024..], at, length);
+    assert_eq!(field(8, 4), 0x3, "a checksum, and times");
+    assert_eq!(field(16, 8), 8, "inodes");
+    assert_eq!(field(80, 4), 0xc, "chunks, and a device table");
+    assert_eq!((field(86, 2), field(88, 2)), (2, 9), "devices, and the slot of the first");
+    for (slot, tag, blocks) in [(128, b"one\0", 1), (256, b"two\0", 2)] {
+        assert_eq!(bytes[1024 + slot..][..4], *tag);
+        assert_eq!(field(slot + 64, 4), blocks, "blocks of {slot}");
+    }
+}
+
+#[test]
+fn entries_are_in_order_and_name_themselves_their_parent_and_every_type() {
+    let bytes = image(&every_kind());
+    let (root, (_, directory)) = (root_at(&bytes), in_root(&bytes, "directory"));
+    let types =
+        |inode| raw_entries(&bytes, inode).into_iter().map(|(name, _, kind, _)| (name, kind)).collect::<Vec<_>>();
+    let [file, dots] = [[("!file", 1)], [(".", 2)]];
+    let [parent, block, char] = [("..", 2), ("block", 4), ("char", 3)];
+    let last = [("fifo", 5), ("socket", 6), ("symlink", 7)];
+    assert_eq!(types(directory), [&file[..], &dots, &[parent, block, char], &last].concat());
+    assert_eq!(types(root), [&file[..], &dots, &[parent, block, char, ("directory", 2)], &last].concat());
+    for (inode, itself, parent) in [(root, root, root), (directory, directory, root)] {
+        let dots: Vec<u64> = raw_entries(&bytes, inode)[1..3].iter().map(|(_, number, ..)| number * 32).collect();
+        assert_eq!(dots, [itself as u64, parent as u64]);
+    }
+    for (name, number, ..) in raw_entries(&bytes, root) {
+        let inode = usize::try_from(number).expect("small") * 32;
+        assert_eq!(field(&bytes, inode + 20, 4), number, "the 32-bit number of {name}");
+    }
+}
+
+/// What is said of an image of this tree after a change that its checksum covers.
+fn changed(tree: &Tree, change: impl FnOnce(&mut [u8])) -> Result<(), ReadError> {
+    let mut bytes = image(tree);
+    change(&mut bytes);
+    bytes[1028..1032].fill(0);
+    let checksum = superblock_checksum(&bytes[1024..1536]);
+    bytes[1028..1032].copy_from_slice(&checksum.to_le_bytes());
+    read_image(&bytes).map(|_| ())
+}
+
+#[test]
+fn damage_of_the_superblock_is_named() {
+    let mut bytes = image(&every_kind());
+    bytes[1024 + 16] ^= 1;
+    assert_eq!(read_image(&bytes).map(|_| ()), Err(ReadError::Superblock { what: "checksum" }));
+    let wrong = |what| Err(ReadError::Superblock { what });
+    assert_eq!(changed(&every_kind(), |bytes| bytes[1024 + 12] = 12), wrong("block size"));
+    assert_eq!(changed(&every_kind(), |bytes| bytes[1024 + 44..1024 + 48].fill(0xff)), wrong("attribute area"));
+    assert_eq!(changed(&every_kind(), |_| ()), Ok(()));
+}
+
+#[test]
+fn damage_of_inodes_and_entries_is_named() {
+    let wrong = |tree: &Tree, change: &dyn Fn(&mut [u8])| match changed(tree, change) {
+        Err(ReadError::Inode { what, .. }) => what,
+        other => panic!("{other:?}"),
+    };
+    let tree = every_kind();
+    for (name, at, value, what) in [
+        ("fifo", 0, 0, "version"),
+        ("fifo", 5, 0, "type"),
+        ("directory", 0, 4 << 1 | 1, "entries"),
+        ("!file", 0, 1, "chunks"),
+        ("!file", 16, 0, "chunks"),
+        // The image itself is device 0, and holds no file's data.
+        ("!file", 64 + 2, 0, "chunks"),
+    ] {
+        let change = |bytes: &mut [u8]| bytes[in_root(bytes, name).1 + at] = value;
+        assert_eq!(wrong(&tree, &change), what, "byte {at} of {name}");
+    }
+    let target_in_chunks = |bytes: &mut [u8]| {
+        let (_, inode) = in_root(bytes, "symlink");
+        // As blocks, it would be at the start of the image.
+        (bytes[inode], bytes[inode + 16]) = (4 << 1 | 1, 0);
+    };
+    assert_eq!(wrong(&tree, &target_in_chunks), "target");
+    for byte in [b'/', 0] {
+        let first_name = |bytes: &mut [u8]| bytes[root_at(bytes) + 64 + 9 * 12] = byte;
+        assert_eq!(wrong(&tree, &first_name), "entries", "a name that begins with {byte}");
+    }
+    let again = |bytes: &mut [u8]| {
+        let [at, from] = ["block", "directory"].map(|name| in_root(bytes, name).0);
+        bytes.copy_within(from..from + 8, at);
+    };
+    assert_eq!(wrong(&tree, &again), "second name");
+    let file_as_root = |bytes: &mut [u8]| {
+        let (at, _) = in_root(bytes, "!file");
+        bytes.copy_within(at..at + 2, 1024 + 14);
+    };
+    assert_eq!(wrong(&tree, &file_as_root), "type");
+    let mut long = Tree::new();
+    long.directory_mut(InodeId::ROOT).expect("a directory").origin = Origin::Stated;
+    for name in [&[b'a'; 255][..], b"bbbb"] {
+        long.make_directory(InodeId::ROOT, name, Origin::Stated, Metadata::default());
+    }
+    let first_name_longer = |bytes: &mut [u8]| bytes[root_at(bytes) + 64 + 3 * 12 + 8] += 2;
+    assert_eq!(wrong(&long, &first_name_longer), "entries");
 }

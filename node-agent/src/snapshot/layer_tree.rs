@@ -21,7 +21,7 @@ use crate::erofs::tree::{Below, Inode, InodeId, Metadata, NAME_MAX, Node, Origin
 const WHITEOUT: &[u8] = b".wh.";
 /// In a directory: hides everything of it in the layers below.
 const OPAQUE: &[u8] = b".wh..wh..opq";
-/// Bookkeeping of aufs that old layers have; no runtime makes files of it.
+/// Bookkeeping of aufs that old layers have, files and directories of files; no runtime makes anything of it.
 const BOOKKEEPING: &[u8] = b".wh..wh.";
 
 /// What an entry did to the tree, for those who do the same to a directory on disk. Paths are from the root, without a
@@ -80,6 +80,9 @@ impl LayerBuilder {
         self.charge(inode::cost(entry))?;
         let components = split(&entry.path, &entry.path)?;
         let Some((name, parents)) = components.split_last() else { return self.root(entry) };
+        if parents.iter().any(|parent| parent.starts_with(BOOKKEEPING)) {
+            return Ok(Change::Later);
+        }
         if let Some(hidden) = name.strip_prefix(WHITEOUT) {
             return self.whiteout(entry, parents, name, hidden);
         }
@@ -324,3 +327,6 @@ fn split<'a>(path: &'a [u8], entry: &[u8]) -> Result<Vec<&'a [u8]>, LayerError> 
 fn shown(path: &[u8]) -> String {
     String::from_utf8_lossy(path).into_owned()
 }
+
+#[cfg(test)]
+mod tests;

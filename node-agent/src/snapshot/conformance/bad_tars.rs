@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use rstest::rstest;
 
 use super::fixture::{Bench, Layers};
-use super::tarball::{self, Entry, Sparse};
+use super::tarball::{self, Dialect, Entry, Sparse};
 use crate::digest::Digest;
 use crate::snapshot::{Driver, Limits, SnapshotError};
 
@@ -269,6 +269,13 @@ fn names_and_attributes_that_take_more_memory_than_allowed() {
     refused(&tarball::of(&implied), limits, named);
     let targets: Vec<Entry> = (0..300).map(|index| Entry::link(&format!("{index}"), b'2', &"t".repeat(4000))).collect();
     refused(&tarball::of(&targets), limits, named);
+    let deep = format!("{}/", "n".repeat(250)).repeat(15);
+    let paths: Vec<Entry> = (0..300).map(|index| Entry::new(&format!("{deep}{index}"), b'0')).collect();
+    refused(&tarball::of(&paths), limits, named);
+    let pieces = (0..1000).map(|index| (index * 1024, 512)).collect();
+    let sparse = Some((Sparse::Pax01, 1000 << 10, pieces));
+    let pieces = tarball::of(&[Entry { sparse, ..Entry::file("0", &[1; 1000 << 9]) }]);
+    refused(&pieces, Limits { metadata_bytes: 40 << 10, ..limits }, named);
     let mut sparse = Entry::file("0", &[1; 512]);
     sparse.sparse = Some((Sparse::Pax01, 4 << 20, vec![(512, 512)]));
     let holes: Vec<Entry> = (0..20).map(|index| Entry { path: format!("{index}"), ..sparse.clone() }).collect();
@@ -340,6 +347,32 @@ fn a_sparse_file_whose_index_would_be_too_long() {
     for pieces in [vec![(0, 513)], vec![(512, 256), (512, 256)], vec![(u64::MAX - 511, 512)]] {
         sparse.sparse = Some((Sparse::Pax00, 4096, pieces));
         refused(&tarball::of(&[sparse.clone()]), Limits::default(), "sparse map of holes");
+    }
+}
+
+#[test]
+fn a_sparse_file_whose_pieces_do_not_lie_on_blocks() {
+    let mut sparse = Entry::file("holes", &[1; 512]);
+    for pieces in [vec![(100, 512)], vec![(0, 100), (512, 412)]] {
+        sparse.sparse = Some((Sparse::Pax00, 4096, pieces));
+        refused(&tarball::of(&[sparse.clone()]), Limits::default(), "does not lie on blocks");
+    }
+}
+
+#[test]
+fn a_sparse_file_of_more_pieces_than_allowed() {
+    let pieces: Vec<(u64, u64)> = (0..6).map(|index| (index * 1024, 512)).collect();
+    let allowed = Limits { sparse_extents: 6, ..Limits::default() };
+    for (how, dialect, named) in [
+        (Sparse::Gnu, Dialect::Gnu, "sparse map of holes"),
+        (Sparse::Pax00, Dialect::Pax, "record \"GNU.sparse.numbytes\""),
+        (Sparse::Pax01, Dialect::Pax, "record \"GNU.sparse.map\""),
+        (Sparse::Pax10, Dialect::Pax, "sparse map of holes"),
+    ] {
+        let sparse = Some((how, 6144, pieces.clone()));
+        let tar = tarball::of(&[Entry { dialect, sparse, ..Entry::file("holes", &[1; 6 * 512]) }]);
+        refused(&tar, Limits { sparse_extents: 5, ..allowed }, named);
+        Bench::new().ingest_within(Driver::Erofs, &tar, allowed).expect("as many as allowed");
     }
 }
 

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
-use super::merge;
-use crate::erofs::tree::{Data, Node, Timestamp, Tree, Xattr};
+use super::{MergeError, merge};
+use crate::erofs::tree::{Data, InodeId, Node, Timestamp, Tree, Xattr};
 use crate::erofs::{Device, read_image, write_image};
 use crate::snapshot::Limits;
 use crate::snapshot::layer_tree::LayerBuilder;
@@ -315,4 +315,89 @@ proptest! {
         prop_assert_eq!(flat(&merged), flat_model(&model));
         prop_assert_eq!(flat(&written(&merged, trees.len())), flat_model(&model));
     }
+}
+
+fn entry(path: &str, kind: EntryKind) -> Entry {
+    let mtime = Timestamp::default();
+    Entry { path: path.into(), mode: 0o750, uid: 5, gid: 7, mtime, xattrs: Vec::new(), kind }
+}
+
+fn file(path: &str) -> Entry {
+    entry(path, EntryKind::Regular(empty()))
+}
+
+fn symlink(path: &str, target: &str) -> Entry {
+    entry(path, EntryKind::Symlink(target.into()))
+}
+
+fn hard_link(path: &str, target: &str) -> Entry {
+    entry(path, EntryKind::HardLink(target.into()))
+}
+
+/// The trees of layers of these entries, merged.
+fn merged<const N: usize>(layers: [&[Entry]; N]) -> Result<Tree, MergeError> {
+    let trees = layers.map(|entries| {
+        let mut builder = LayerBuilder::new(Limits::default());
+        for entry in entries {
+            builder.add(entry).expect("valid");
+        }
+        builder.finish()
+    });
+    merge(&trees)
+}
+
+fn paths_of(tree: &Tree) -> Vec<String> {
+    tree.walk().into_iter().map(|(path, _)| String::from_utf8(path).expect("ASCII")).collect()
+}
+
+#[test]
+fn an_opaque_root_hides_all_that_is_below() {
+    let image = merged([&[file("a"), file("d/b")], &[file(".wh..wh..opq"), file("c")]]).expect("merged");
+    assert_eq!(paths_of(&image), ["c"]);
+}
+
+#[test]
+fn the_root_has_what_the_last_layer_that_states_it_says() {
+    let root = |uid| Entry { uid, ..entry("./", EntryKind::Directory) };
+    let image = merged([&[root(1)], &[root(2)], &[file("a")]]).expect("merged");
+    assert_eq!(image.inode(InodeId::ROOT).metadata.uid, 2);
+}
+
+#[test]
+fn attributes_of_a_directory_are_those_of_the_layer_that_states_it_last() {
+    let xattrs = vec![Xattr { name: b"user.x"[..].into(), value: b"y"[..].into() }];
+    let below = Entry { xattrs, ..entry("d", EntryKind::Directory) };
+    let image = merged([&[below], &[entry("d", EntryKind::Directory)]]).expect("merged");
+    let directory = image.child(InodeId::ROOT, b"d").expect("an entry");
+    assert_eq!(image.inode(directory).metadata.xattrs, []);
+}
+
+#[test]
+fn a_link_below_leads_from_its_directory_or_from_the_root() {
+    let below = [symlink("a/up", "../b"), symlink("a/root", "/b")];
+    let image = merged([&below, &[file("a/up/1"), file("a/root/2")]]).expect("merged");
+    assert_eq!(paths_of(&image), ["a", "a/root", "a/up", "b", "b/1", "b/2"]);
+}
+
+#[test]
+fn a_hard_link_to_what_is_no_file_below_is_refused() {
+    let below = [entry("d", EntryKind::Directory), file("f"), file("g")];
+    for target in ["d", "f/g", "h", "d/h"] {
+        let refused = merged([&below, &[hard_link("x", target)]]).map(|_| ());
+        assert_eq!(refused, Err(MergeError::LinkTarget { layer: 1, target: target.into() }));
+    }
+}
+
+#[test]
+fn paths_that_lead_nowhere_through_links_below_are_refused() {
+    let circle = merged([&[symlink("a", "b"), symlink("b", "a")], &[file("a/x")]]).map(|_| ());
+    assert!(matches!(circle, Err(MergeError::SymlinkLoop { layer: 1, .. })), "{circle:?}");
+    let long = merged([&[symlink("a", &"n".repeat(256))], &[file("a/x")]]).map(|_| ());
+    assert_eq!(long, Err(MergeError::NameTooLong { layer: 1 }));
+}
+
+#[test]
+fn more_layers_than_sixteen_bits_count_are_refused() {
+    let layers = vec![Tree::new(); 65_537];
+    assert_eq!(merge(&layers).map(|_| ()), Err(MergeError::TooManyLayers { count: 65_537 }));
 }

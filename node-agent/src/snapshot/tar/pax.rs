@@ -200,6 +200,7 @@ mod tests {
             (record("uid", "4294967296x"), "uid"),
             (record("mtime", "soon"), "mtime"),
             (b"99 path=cut\n".to_vec(), "99 path=cut\n"),
+            (b"8 path=a".to_vec(), "8 path=a"),
             (b"no length".to_vec(), "no length"),
         ] {
             assert_eq!(Overrides::default().read(&bytes, 9), Err(MalformedRecord(shown.to_owned())));

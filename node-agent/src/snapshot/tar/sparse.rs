@@ -115,6 +115,14 @@ mod tests {
         assert!(map(u64::MAX, &[(u64::MAX, 2)]).checked(2).is_none(), "overflow");
     }
 
+    #[test]
+    fn an_empty_pair_ends_a_block_of_pairs() {
+        let pair = b"00000000010\x0000000000020\0";
+        let mut pieces = Vec::new();
+        read_pairs(&[&pair[..], &[0; 24], pair].concat(), &mut pieces).expect("pairs");
+        assert_eq!(pieces, [Piece { offset: 8, length: 16 }]);
+    }
+
     proptest! {
         #[test]
         fn a_map_in_the_data_is_read(pieces in prop::collection::vec((0u64..1 << 40, 0u64..1 << 30), 0..100)) {
