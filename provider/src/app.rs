@@ -32,6 +32,7 @@ use crate::agent::AgentClient;
 use crate::agent::grpc::{self, GrpcAgent, TlsFiles};
 use crate::cluster::{self, EventRecorder, KubeCluster, ObjectStore};
 use crate::config::{AgentAddress, Config, ImageCacheAutoFlag, PodPolicyFlag};
+use crate::custom_resource;
 use crate::image_cache::installation::{InstallError, install};
 use crate::image_cache::request::NodeDefault;
 use crate::image_cache::{self, ImageCacheController, ImageCaches};
@@ -72,7 +73,7 @@ pub enum AppError {
     /// The webhook's address cannot be read.
     #[error("read --webhook-url")]
     WebhookUrl(#[source] TargetError),
-    /// The definition of ImageCache cannot be installed.
+    /// A definition cannot be installed.
     #[error(transparent)]
     Install(#[from] InstallError),
     /// No address is given and none can be found.
@@ -99,7 +100,8 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     };
     let agents = connect(&config)?;
     if config.args.install_crds {
-        install(&*cluster).await?;
+        install(&*cluster, custom_resource::definition()).await?;
+        install(&*cluster, custom_resource::selector::definition()).await?;
     }
     let (front, back) = (CancellationToken::new(), CancellationToken::new());
 
@@ -123,7 +125,10 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         }
         None => None,
     };
-    let caches: Arc<dyn CacheChoice> = Arc::new(pod_start(&config, image_caches, server_version.as_deref()));
+    let caches: Arc<dyn CacheChoice> = Arc::new(PodStart {
+        selected: webhook.as_ref().map(Webhook::selected),
+        ..pod_start(&config, image_caches, server_version.as_deref())
+    });
     let pods = PodServices { pods: cluster.clone(), objects: cluster.clone(), store, events, caches, meters };
     let kubelet_version = kubelet_version(server_version.as_deref());
     let mut nodes = Nodes { config: &config, cluster, pods, address, kubelet_version, parts: Parts::default() };
@@ -179,7 +184,7 @@ fn pod_start(config: &Config, image_caches: ImageCaches, server_version: Option<
         PodPolicyFlag::Eci => PodPolicy::Eci,
         PodPolicyFlag::Kubelet => PodPolicy::Kubelet,
     };
-    PodStart { policy, image_caches, surroundings: config.agents.iter().map(surroundings).collect() }
+    PodStart { policy, image_caches, surroundings: config.agents.iter().map(surroundings).collect(), selected: None }
 }
 
 /// What the controller of image caches works with.
@@ -219,8 +224,8 @@ async fn webhook(
     let target = url.parse().map_err(AppError::WebhookUrl)?;
     let nodes = config.agents.iter().map(|agent| agent.node.clone()).collect();
     let placement = Placement { nodes, ..Placement::new(node_taints(config).all()) };
-    let (entries, profiles, access) = (cluster.clone(), cluster.clone(), cluster.clone());
-    let around = admission::Surroundings { entries, profiles, access, events: events.clone() };
+    let (entries, profiles, selectors, access) = (cluster.clone(), cluster.clone(), cluster.clone(), cluster.clone());
+    let around = admission::Surroundings { entries, profiles, selectors, access, events: events.clone() };
     Ok(Webhook::bind(around, WebhookConfig { listen: config.args.webhook_listen, target, placement }).await?)
 }
 

@@ -14,6 +14,7 @@ pub mod nodes;
 pub mod objects;
 pub mod pods;
 pub mod profile;
+pub mod selectors;
 pub mod watching;
 pub mod webhooks;
 
@@ -36,6 +37,7 @@ pub use nodes::NodeApi;
 pub use objects::{ObjectApi, ObjectKey, ObjectKind, ObjectStore};
 pub use pods::PodApi;
 pub use profile::ProfileApi;
+pub use selectors::SelectorApi;
 pub use watching::{WatchStream, Watched};
 pub use webhooks::WebhookApi;
 

@@ -79,7 +79,7 @@ pub struct Args {
     /// Which pods are taken: what ECI takes, or whatever the agent can run.
     #[arg(long, env = "LARDER_POD_POLICY", default_value = "eci")]
     pub pod_policy: PodPolicyFlag,
-    /// Install the definition of ImageCache, or bring it up to date, before anything else.
+    /// Install the definitions of ImageCache and Selector, or bring them up to date, before anything else.
     #[arg(long, env = "LARDER_INSTALL_CRDS")]
     pub install_crds: bool,
     /// How many image caches there may be, 0 for any number. One more that is made by hand fails; one that is made for a pod

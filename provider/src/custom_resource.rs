@@ -5,6 +5,8 @@
 //! Cluster-scoped, `imagecaches.eci.alibabacloud.com/v1`, with the fields, columns and limits of ECI's. Where ECI raises a
 //! value silently (a size below 20 GiB), the schema takes it and [`ImageCacheSpec::size_gib`] raises it.
 
+pub mod selector;
+
 use std::collections::BTreeMap;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{

@@ -7,11 +7,13 @@
 //! are restarted: a Failed one would be replaced by its controller without end. With the restart policy `Never` it is Failed,
 //! so that its Job counts it and ends.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::Pod;
 
+use crate::admission::Selected;
 use crate::custom_resource::{INSECURE_ANNOTATION, PLAIN_HTTP_ANNOTATION};
 use crate::image_cache::{self, ImageCaches, Note};
 use crate::pod::acted_on::{self, ACTED_ON};
@@ -19,6 +21,7 @@ use crate::pod::eci_annotations::{self, MATCHED_IMAGE_CACHE, Surroundings};
 use crate::pod::policy::{self, PodPolicy};
 use crate::pod::unhonoured::{Unhonoured, unhonoured};
 use crate::pod::{Admitted, CacheChoice, CacheDecision, Notice, PROVIDER_FAILED, Refusal};
+use crate::profile::Effect;
 
 /// Decides how pods start.
 #[derive(Debug)]
@@ -29,11 +32,15 @@ pub struct PodStart {
     pub image_caches: ImageCaches,
     /// What is written on pods, by the name of the virtual node.
     pub surroundings: BTreeMap<String, Surroundings>,
+    /// Tells which Selectors act; nothing where there is no webhook that would have marked a pod.
+    pub selected: Option<Selected>,
 }
 
 #[async_trait]
 impl CacheChoice for PodStart {
     async fn choose(&self, node: &str, pod: &Pod) -> CacheDecision {
+        let effect = self.outstanding(pod).await;
+        let pod = &*with_effect(pod, &effect);
         let violations = policy::violations(self.policy, pod);
         if !violations.is_empty() {
             let message = policy::explain(&violations);
@@ -47,7 +54,7 @@ impl CacheChoice for PodStart {
                 let size = Notice { warning: false, reason: "UserInstanceTypeSpec".to_owned(), message: size };
                 let asked = unhonoured(pod).into_iter().map(not_honoured);
                 let notices = std::iter::once(size).chain(asked).chain(told).collect();
-                let mut admitted = self.admitted(node, pod, image_cache_id);
+                let mut admitted = self.admitted(node, pod, image_cache_id, effect);
                 admitted.annotations.insert(ACTED_ON.to_owned(), acted_on::mark(pod.metadata.annotations.as_ref()));
                 if admitted.image_cache_id.is_none() {
                     // A copy of another pod, or a user's own word, is not what this pod started from.
@@ -60,21 +67,35 @@ impl CacheChoice for PodStart {
     }
 
     async fn until_worth_asking(&self, node: &str, pod: &Pod) {
-        self.image_caches.until_ready(node, pod).await;
+        let effect = self.outstanding(pod).await;
+        self.image_caches.until_ready(node, &with_effect(pod, &effect)).await;
     }
 
     fn recall(&self, node: &str, pod: &Pod) -> Admitted {
         // Which cache it started from is the agent's to know. What is written on the pod may be its user's own word.
-        self.admitted(node, pod, None)
+        // An effect that was outstanding when it began was not written in time.
+        let effect = self.selected.as_ref().and_then(|selected| selected.outstanding_now(pod)).unwrap_or_default();
+        self.admitted(node, &with_effect(pod, &effect), None, effect)
     }
 }
 
 impl PodStart {
-    fn admitted(&self, node: &str, pod: &Pod, image_cache_id: Option<String>) -> Admitted {
+    /// What a Selector writes on the pod now that it is on a virtual node. It counts as if the pod had been made with it.
+    async fn outstanding(&self, pod: &Pod) -> Effect {
+        match &self.selected {
+            Some(selected) => selected.outstanding(pod).await.unwrap_or_default(),
+            None => Effect::default(),
+        }
+    }
+
+    fn admitted(&self, node: &str, pod: &Pod, image_cache_id: Option<String>, effect: Effect) -> Admitted {
         let around = self.surroundings.get(node).cloned().unwrap_or_default();
+        let Effect { mut annotations, mut labels } = effect;
+        annotations.extend(eci_annotations::annotations(pod, image_cache_id.as_deref(), &around));
+        labels.extend(eci_annotations::labels());
         Admitted {
-            annotations: eci_annotations::annotations(pod, image_cache_id.as_deref(), &around),
-            labels: eci_annotations::labels(),
+            annotations,
+            labels,
             plain_http_registries: registries(pod, PLAIN_HTTP_ANNOTATION),
             insecure_registries: registries(pod, INSECURE_ANNOTATION),
             notices: vec![],
@@ -82,6 +103,17 @@ impl PodStart {
             image_cache_id,
         }
     }
+}
+
+/// The pod as it is with an effect over its own labels and annotations.
+fn with_effect<'a>(pod: &'a Pod, effect: &Effect) -> Cow<'a, Pod> {
+    if effect.is_empty() {
+        return Cow::Borrowed(pod);
+    }
+    let mut pod = pod.clone();
+    pod.metadata.annotations.get_or_insert_default().extend(effect.annotations.clone());
+    pod.metadata.labels.get_or_insert_default().extend(effect.labels.clone());
+    Cow::Owned(pod)
 }
 
 fn waiting(refusal: &image_cache::Refusal, mut notices: Vec<Notice>) -> Refusal {
@@ -125,6 +157,7 @@ mod tests {
     use crate::image_cache::request::{self, NodeDefault};
     use crate::meters::Meters;
     use crate::parts::PartError;
+    use crate::selector::{Name, Rules, mark, rule};
 
     fn start(tasks: &mut JoinSet<Result<(), PartError>>) -> PodStart {
         let cluster = Arc::new(FakeCluster::default());
@@ -144,7 +177,8 @@ mod tests {
         let (image_caches, controller) = ImageCacheController::new(around);
         tasks.spawn(controller.run(CancellationToken::new()));
         let around = Surroundings { stream_port: 10250, ..Surroundings::default() };
-        PodStart { policy: PodPolicy::Eci, image_caches, surroundings: [("n".to_owned(), around)].into() }
+        let surroundings = [("n".to_owned(), around)].into();
+        PodStart { policy: PodPolicy::Eci, image_caches, surroundings, selected: None }
     }
 
     fn pod(annotations: Value, spec: Value) -> Pod {
@@ -240,6 +274,35 @@ mod tests {
         let CacheDecision::Run(admitted) = start.choose("n", &pod).await else { panic!() };
         assert!(admitted.annotations[ACTED_ON].starts_with("k8s.aliyun.com/eci-auto-imc="));
         assert!(!start.recall("n", &pod).annotations.contains_key(ACTED_ON));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_selector_writes_counts_from_the_start_and_is_written_once() {
+        let mut tasks = JoinSet::new();
+        let (shown, seen) = tokio::sync::watch::channel(None);
+        let start = PodStart { selected: Some(Selected::new(seen)), ..start(&mut tasks) };
+        let spec = json!({"objectLabels": {}, "policy": {"fair": {}},
+            "effect": {"annotations": {"k8s.aliyun.com/eci-imc-id": "imc-x", "own": "1"}, "labels": {"l": "1"}}});
+        let name = Name { namespace: "ns".to_owned(), name: "s".to_owned() };
+        let rule = rule::read(name, &serde_json::from_value(spec).unwrap()).unwrap();
+        let marked = pod(json!({mark::SELECTOR: "ns/s", "own": "0"}), json!({}));
+        // Nobody knows the Selectors yet, and then somebody does.
+        let choosing = start.choose("n", &marked);
+        tokio::pin!(choosing);
+        assert!(tokio::time::timeout(std::time::Duration::from_secs(1), &mut choosing).await.is_err());
+        shown.send_replace(Some(Arc::new(Rules::ranked(vec![rule]).0)));
+        let CacheDecision::Later(refusal) = choosing.await else { panic!() };
+        assert!(refusal.message.contains("imc-x"), "{}", refusal.message);
+
+        // A pod that began while we were away is not told of the effect again; one that lacks it is given it.
+        let recalled = start.recall("n", &marked);
+        assert_eq!((recalled.annotations["own"].as_str(), recalled.labels["l"].as_str()), ("1", "1"));
+        assert_eq!(recalled.annotations[mark::EFFECT], mark::WRITTEN);
+        let written = pod(json!({mark::SELECTOR: "ns/s", "own": "0", mark::EFFECT: mark::WRITTEN}), json!({}));
+        assert!(!start.recall("n", &written).annotations.contains_key("own"));
+        let other = pod(json!({mark::SELECTOR: "ns/gone"}), json!({}));
+        let CacheDecision::Run(admitted) = start.choose("n", &other).await else { panic!() };
+        assert!(!admitted.annotations.contains_key(mark::EFFECT));
     }
 
     #[test]

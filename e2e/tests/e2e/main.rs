@@ -16,6 +16,7 @@ mod node;
 mod profile;
 mod registry;
 mod scheduling;
+mod selector;
 mod two_nodes;
 mod volumes;
 
@@ -143,6 +144,9 @@ fn alone() -> Vec<(&'static str, Alone)> {
     // There is one profile in a cluster.
     all.extend::<Vec<(&'static str, Alone)>>(
         tests!(profile: selects_and_writes_in_order, documented, a_broken_one_is_named_and_the_last_good_one_holds),
+    );
+    all.extend::<Vec<(&'static str, Alone)>>(
+        tests!(selector: policies, ordinary_nodes_come_first, the_highest_priority_acts_alone, a_broken_one_is_named_and_the_last_good_state_holds, upstreams_example),
     );
     all.extend::<Vec<(&'static str, Alone)>>(tests!(matrix: every_annotation_alone_and_in_every_pair));
     all

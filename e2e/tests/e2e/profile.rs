@@ -51,7 +51,7 @@ fn pod(labels: &Value, annotations: &Value, spec: Value) -> Result<Pod> {
 }
 
 /// The pod as it would be.
-async fn admitted(scene: &Scene<'_>, labels: Value, annotations: Value, spec: Value) -> Result<Pod> {
+pub(crate) async fn admitted(scene: &Scene<'_>, labels: Value, annotations: Value, spec: Value) -> Result<Pod> {
     let params = PostParams { dry_run: true, ..PostParams::default() };
     Ok(scene.api::<Pod>().create(&params, &pod(&labels, &annotations, spec)?).await?)
 }

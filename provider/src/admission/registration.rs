@@ -1,13 +1,14 @@
 //! Pure: no I/O, no clock, no randomness.
 //!
 //! The webhooks' entries at the API server. The selectors of the one for pods see to it that no pod ever waits for us that
-//! is not meant for the virtual nodes. First comes a webhook for each selector of the profile, in their order, then five for
-//! labels, of which at most one is called for a pod, since each leaves out what those before it take, and last one for all
+//! is not meant for the virtual nodes. First comes a webhook for each selector of the profile, in their order, then one for
+//! each Selector object, the highest priority first, then five for labels, of which at most one is called for a pod, since each leaves out what those before it take, and last one for all
 //! pods that go to the virtual nodes, where the profile has something to write on all of them.
 //!
 //! | webhook | pods | namespaces |
 //! |---|---|---|
 //! | `profile-<n>` | `objectSelector` of the selector | its `namespaceSelector` |
+//! | `selector-<n>` | `objectLabels` of the Selector | its `namespaceLabels` |
 //! | `pod` | `alibabacloud.com/eci: "true"` | all |
 //! | `pod-legacy` | `eci: "true"` and no newer label | all |
 //! | `namespace` | neither label | `alibabacloud.com/eci: "true"` |
@@ -37,6 +38,7 @@ use serde_json::json;
 
 use super::review::{LABEL, LABEL_LEGACY, Placement};
 use crate::profile::{Profile, Selector, selection};
+use crate::selector::{Name, Rule, Rules};
 
 /// The entry's name, which is ECI's.
 pub const NAME: &str = "vk-webhook";
@@ -50,6 +52,8 @@ pub const IMAGE_CACHE_PATH: &str = "/validate-imagecache";
 pub const EFFECTS_PATH: &str = "/mutate/effects";
 /// Where the profile that holds is kept, for the next life of this process.
 pub const PROFILE_ANNOTATION: &str = "eci.alibabacloud.com/profile";
+/// Where what the Selector objects do not say themselves is kept, likewise.
+pub const SELECTORS_ANNOTATION: &str = "eci.alibabacloud.com/selectors";
 /// The namespace label of the oldest releases, and its value.
 const INJECTION: (&str, &str) = ("virtual-node-affinity-injection", "enabled");
 /// How long the API server waits, in seconds.
@@ -166,6 +170,10 @@ pub struct Wanted<'a> {
     pub profile: &'a Profile,
     /// The text that is kept of it.
     pub record: &'a str,
+    /// The Selectors that are called for.
+    pub rules: &'a Rules,
+    /// The text that is kept of them.
+    pub rules_record: &'a str,
     /// Which pods go to the virtual nodes.
     pub placement: &'a Placement,
 }
@@ -174,6 +182,19 @@ pub struct Wanted<'a> {
 /// earlier profile, for which the API server may go on calling a moment.
 pub fn selector_path(at: usize, selector: &Selector) -> String {
     format!("/mutate/profile/{at}/{}", selector.digest())
+}
+
+/// The path of the webhook for a Selector object.
+pub fn rule_path(rule: &Rule) -> String {
+    format!("/mutate/selector/{}", rule.digest())
+}
+
+/// The Selector whose webhook the API server finds fault with, where its words name one.
+pub fn at_fault(message: &str, profile: &Profile, rules: &Rules) -> Option<Name> {
+    let (number, _) = message.split_once("webhooks[")?.1.split_once(']')?;
+    let of_profile = profile.selectors.iter().filter(|selector| !selector.is_effect_only()).count();
+    let at = number.parse::<usize>().ok()?.checked_sub(of_profile)?;
+    rules.iter().nth(at).map(|rule| rule.name.clone())
 }
 
 /// The entry.
@@ -187,6 +208,11 @@ pub fn entry(wanted: &Wanted<'_>) -> MutatingWebhookConfiguration {
             webhook(&format!("profile-{at}"), object.unwrap_or_default(), namespace.unwrap_or_default(), client_config)
         })
         .collect();
+    webhooks.extend(wanted.rules.iter().enumerate().map(|(at, rule)| {
+        let (object, namespace) = (rule.object.clone(), rule.namespace.clone());
+        let client_config = client_config(&rule_path(rule));
+        webhook(&format!("selector-{at}"), object.unwrap_or_default(), namespace.unwrap_or_default(), client_config)
+    }));
     let by_label = labelled()
         .map(|(name, pods, namespaces)| webhook(name, expressions(pods), expressions(namespaces), client_config(PATH)));
     webhooks.extend(by_label);
@@ -195,7 +221,10 @@ pub fn entry(wanted: &Wanted<'_>) -> MutatingWebhookConfiguration {
         let condition = MatchCondition { name: "virtual-node".to_owned(), expression: bound(wanted.placement) };
         webhooks.push(MutatingWebhook { match_conditions: Some(vec![condition]), ..effects });
     }
-    let annotations = BTreeMap::from([(PROFILE_ANNOTATION.to_owned(), wanted.record.to_owned())]);
+    let annotations = BTreeMap::from([
+        (PROFILE_ANNOTATION.to_owned(), wanted.record.to_owned()),
+        (SELECTORS_ANNOTATION.to_owned(), wanted.rules_record.to_owned()),
+    ]);
     let name = Some(NAME.to_owned());
     MutatingWebhookConfiguration {
         metadata: ObjectMeta { name, annotations: Some(annotations), ..ObjectMeta::default() },
@@ -239,12 +268,23 @@ fn bound(placement: &Placement) -> String {
 
 /// The profile that an entry keeps.
 pub fn kept_profile(entry: &MutatingWebhookConfiguration) -> Option<&str> {
-    entry.metadata.annotations.as_ref()?.get(PROFILE_ANNOTATION).map(String::as_str)
+    kept(entry, PROFILE_ANNOTATION)
+}
+
+/// What an entry keeps of the Selectors.
+pub fn kept_selectors(entry: &MutatingWebhookConfiguration) -> Option<&str> {
+    kept(entry, SELECTORS_ANNOTATION)
+}
+
+fn kept<'a>(entry: &'a MutatingWebhookConfiguration, key: &str) -> Option<&'a str> {
+    entry.metadata.annotations.as_ref()?.get(key).map(String::as_str)
 }
 
 /// Whether what is there is what we want: then nothing is written.
 pub fn is_current(there: &MutatingWebhookConfiguration, wanted: &MutatingWebhookConfiguration) -> bool {
-    there.webhooks == wanted.webhooks && kept_profile(there) == kept_profile(wanted)
+    there.webhooks == wanted.webhooks
+        && kept_profile(there) == kept_profile(wanted)
+        && kept_selectors(there) == kept_selectors(wanted)
 }
 
 fn expressions(requirements: Vec<LabelSelectorRequirement>) -> LabelSelector {
@@ -325,154 +365,4 @@ fn requirement(key: &str, operator: &str, values: &[&str]) -> LabelSelectorRequi
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::profile::labels::matches;
-    use crate::profile::parse::parse;
-    use rstest::rstest;
-
-    #[rstest]
-    #[case("https://10.0.0.1:9443", "https://10.0.0.1:9443", "10.0.0.1")]
-    #[case("https://10.0.0.1:9443/mutate", "https://10.0.0.1:9443", "10.0.0.1")]
-    #[case("https://larder.example/", "https://larder.example:443", "larder.example")]
-    #[case("https://[::1]:9443", "https://[::1]:9443", "::1")]
-    #[case("service://larder-system/provider", "service://larder-system/provider:443", "provider.larder-system.svc")]
-    #[case("service://a/b:9443", "service://a/b:9443", "b.a.svc")]
-    fn targets(#[case] text: &str, #[case] shown: &str, #[case] name: &str) {
-        let target: Target = text.parse().unwrap();
-        assert_eq!(target.to_string(), shown);
-        assert_eq!(target.certificate_name(), name);
-    }
-
-    #[rstest]
-    #[case("http://10.0.0.1")]
-    #[case("10.0.0.1:9443")]
-    #[case("https://")]
-    #[case("https://a/b")]
-    #[case("https://a:port")]
-    #[case("service://a")]
-    #[case("service:///b")]
-    fn no_targets(#[case] text: &str) {
-        assert!(text.parse::<Target>().is_err());
-    }
-
-    fn entry_with(profile: &Profile) -> MutatingWebhookConfiguration {
-        let mut placement = Placement::new(vec![]);
-        placement.nodes = vec!["n0".to_owned(), "n1".to_owned()];
-        let target = "https://h".parse().unwrap();
-        entry(&Wanted { target: &target, ca_bundle: "ca", profile, record: "{}", placement: &placement })
-    }
-
-    type Labels<'a> = &'a [(&'static str, &'static str)];
-
-    fn called_with(profile: &Profile, pod: Labels<'_>, namespace: Labels<'_>) -> Vec<String> {
-        let set = |labels: Labels<'_>| -> BTreeMap<String, String> {
-            labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
-        };
-        let (pod, namespace) = (set(pod), set(namespace));
-        let all = entry_with(profile).webhooks.unwrap().into_iter();
-        let called = all.filter(|webhook| {
-            matches(webhook.object_selector.as_ref().unwrap(), Some(&pod))
-                && matches(webhook.namespace_selector.as_ref().unwrap(), Some(&namespace))
-                && webhook.match_conditions.is_none()
-        });
-        called.map(|webhook| webhook.name.split('.').next().unwrap().to_owned()).collect()
-    }
-
-    fn called(pod: Labels<'_>, namespace: Labels<'_>) -> Vec<String> {
-        called_with(&Profile::default(), pod, namespace)
-    }
-
-    #[test]
-    fn the_labelled_are_called_once_and_the_others_never() {
-        assert_eq!(called(&[(LABEL, "true")], &[]), ["pod"]);
-        assert_eq!(called(&[(LABEL_LEGACY, "true")], &[]), ["pod-legacy"]);
-        assert_eq!(called(&[(LABEL, "true"), (LABEL_LEGACY, "true")], &[(LABEL, "true")]), ["pod"]);
-        assert_eq!(called(&[], &[(LABEL, "true")]), ["namespace"]);
-        assert_eq!(called(&[], &[(LABEL_LEGACY, "true")]), ["namespace-legacy"]);
-        assert_eq!(called(&[], &[INJECTION]), ["namespace-injection"]);
-        assert_eq!(called(&[], &[INJECTION, (LABEL, "true"), (LABEL_LEGACY, "true")]), ["namespace"]);
-        let never: [(&[_], &[_]); 6] = [
-            (&[], &[]),
-            (&[("app", "x")], &[("team", "y")]),
-            (&[(LABEL, "false")], &[(LABEL, "true")]),
-            (&[(LABEL_LEGACY, "no")], &[(LABEL, "true")]),
-            (&[(LABEL, "false"), (LABEL_LEGACY, "true")], &[]),
-            (&[], &[(LABEL, "false"), (LABEL_LEGACY, "true")]),
-        ];
-        for (pod, namespace) in never {
-            assert_eq!(called(pod, namespace), Vec::<String>::new(), "{pod:?} in {namespace:?}");
-        }
-    }
-
-    fn profile() -> Profile {
-        let text = r#"[
-            {"name": "both", "namespaceSelector": {"matchLabels": {"team": "y"}}, "objectSelector": {"matchLabels": {"app": "x"}}},
-            {"name": "all", "effect": {"labels": {"a": "b"}}},
-            {"name": "pods", "objectSelector": {"matchLabels": {"app": "x"}}},
-            {"name": "namespaces", "namespaceSelector": {"matchLabels": {"team": "y"}}}
-        ]"#;
-        parse(text).unwrap()
-    }
-
-    #[test]
-    fn selectors_of_the_profile_are_called_first_and_in_order() {
-        let called = |pod, namespace| called_with(&profile(), pod, namespace);
-        assert_eq!(called(&[("app", "x")], &[("team", "y")]), ["profile-0", "profile-2", "profile-3"]);
-        assert_eq!(called(&[("app", "x"), (LABEL, "true")], &[]), ["profile-2", "pod"]);
-        assert_eq!(called(&[("app", "z")], &[("team", "y"), (LABEL, "true")]), ["profile-3", "namespace"]);
-        assert_eq!(called(&[("app", "z")], &[]), Vec::<String>::new());
-    }
-
-    #[test]
-    fn what_is_for_all_pods_comes_last_and_only_to_those_of_virtual_nodes() {
-        let webhooks = entry_with(&profile()).webhooks.unwrap();
-        let last = webhooks.last().unwrap();
-        assert!(last.name.starts_with("effects."));
-        assert_eq!(
-            last.match_conditions.as_ref().unwrap()[0].expression,
-            "(has(object.spec.nodeSelector) && \"type\" in object.spec.nodeSelector && \
-             object.spec.nodeSelector[\"type\"] == \"virtual-kubelet\") || \
-             (has(object.spec.nodeName) && object.spec.nodeName in [\"n0\", \"n1\"])"
-        );
-        assert!(entry_with(&Profile::default()).webhooks.unwrap().iter().all(|w| w.match_conditions.is_none()));
-        let url = webhooks[0].client_config.url.clone().unwrap();
-        assert_eq!(url, format!("https://h:443/mutate/profile/0/{}", profile().selectors[0].digest()));
-    }
-
-    #[test]
-    fn another_profile_makes_another_entry() {
-        let (with, without) = (entry_with(&profile()), entry_with(&Profile::default()));
-        assert!(is_current(&with, &with.clone()) && !is_current(&without, &with));
-        assert_eq!(kept_profile(&with), Some("{}"));
-        let mut forgotten = with.clone();
-        forgotten.metadata.annotations = None;
-        assert!(!is_current(&forgotten, &with));
-    }
-
-    #[test]
-    fn an_image_cache_that_names_secrets_is_not_taken_unchecked() {
-        let entry = image_cache_entry(&"https://h:9443".parse().unwrap(), "ca");
-        let webhook = &entry.webhooks.unwrap()[0];
-        assert_eq!(webhook.failure_policy.as_deref(), Some("Fail"));
-        assert_eq!(webhook.client_config.url.as_deref(), Some("https://h:9443/validate-imagecache"));
-        let rule = &webhook.rules.as_ref().unwrap()[0];
-        assert_eq!(rule.operations.as_deref(), Some(&["CREATE".to_owned(), "UPDATE".to_owned()][..]));
-        assert_eq!(webhook.match_conditions.as_ref().unwrap().len(), 2);
-    }
-
-    #[test]
-    fn nobody_waits_long_and_nobody_is_refused() {
-        let (target, placement) = ("service://a/b".parse().unwrap(), Placement::new(vec![]));
-        let wanted =
-            Wanted { target: &target, ca_bundle: "ca", profile: &profile(), record: "", placement: &placement };
-        let entry = entry(&wanted);
-        for webhook in entry.webhooks.clone().unwrap() {
-            assert_eq!(webhook.failure_policy.as_deref(), Some("Ignore"));
-            assert_eq!(webhook.timeout_seconds, Some(5));
-            assert_eq!(webhook.side_effects, "None");
-            assert!(webhook.client_config.url.is_none() && webhook.client_config.service.is_some());
-        }
-        assert!(is_current(&entry, &entry.clone()));
-    }
-}
+mod tests;

@@ -71,7 +71,7 @@ pub fn review(pod: &Pod, placement: &Placement) -> Review {
 /// these effects are written on it.
 pub fn review_selected<'a>(pod: &Pod, placement: &Placement, effects: impl IntoIterator<Item = &'a Effect>) -> Review {
     let mut review = review(pod, placement);
-    if is_meant(pod) && pod.spec.as_ref().is_some_and(|spec| !is_placed(pod, spec) || is_bound(pod, placement)) {
+    if may_go_there(pod, placement) {
         review.patch.0.extend(effect::additions(pod, effects));
     }
     review
@@ -94,6 +94,12 @@ pub fn is_bound(pod: &Pod, placement: &Placement) -> bool {
         .as_ref()
         .is_some_and(|selector| placement.selector.iter().all(|(key, value)| selector.get(key) == Some(value)));
     selected || spec.node_name.as_ref().is_some_and(|name| placement.nodes.contains(name))
+}
+
+/// Whether a pod that something has selected may go to a virtual node: its own labels do not say no, and its node is not
+/// settled elsewhere.
+pub(super) fn may_go_there(pod: &Pod, placement: &Placement) -> bool {
+    is_meant(pod) && pod.spec.as_ref().is_some_and(|spec| !is_placed(pod, spec) || is_bound(pod, placement))
 }
 
 fn is_meant(pod: &Pod) -> bool {
@@ -140,23 +146,32 @@ fn tolerate(spec: &PodSpec, placement: &Placement, review: &mut Review) {
             review.patch.0.push(PatchOperation::Remove(RemoveOperation { path }));
         }
     }
-    let wanted = placement.taints.iter().filter(|taint| taint.effect != "PreferNoSchedule").cloned();
     let evicting =
         EVICTING.map(|key| Taint { key: key.to_owned(), effect: "NoExecute".to_owned(), ..Taint::default() });
-    let missing: Vec<Value> = wanted
-        .chain(evicting)
+    add_tolerations(spec, missing_tolerations(spec, placement.taints.iter().chain(&evicting)), review);
+}
+
+/// The tolerations that a pod lacks to be scheduled past these taints.
+pub(super) fn missing_tolerations<'a>(spec: &PodSpec, taints: impl IntoIterator<Item = &'a Taint>) -> Vec<Toleration> {
+    let present = spec.tolerations.as_deref().unwrap_or_default();
+    taints
+        .into_iter()
+        .filter(|taint| taint.effect != "PreferNoSchedule")
         .filter(|taint| !present.iter().any(|toleration| tolerates(toleration, taint)))
-        .map(|taint| json!(toleration_of(&taint)))
-        .collect();
+        .map(toleration_of)
+        .collect()
+}
+
+pub(super) fn add_tolerations(spec: &PodSpec, missing: Vec<Toleration>, review: &mut Review) {
     if missing.is_empty() {
         return;
     }
     if spec.tolerations.is_none() {
-        add(review, &["spec", "tolerations"], Value::Array(missing));
+        add(review, &["spec", "tolerations"], json!(missing));
         return;
     }
     for toleration in missing {
-        add(review, &["spec", "tolerations", "-"], toleration);
+        add(review, &["spec", "tolerations", "-"], json!(toleration));
     }
 }
 

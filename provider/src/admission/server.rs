@@ -1,4 +1,4 @@
-//! The webhooks' HTTPS server. It answers reviews and nothing else, and holds no state but the profile. Of pods it asks
+//! The webhooks' HTTPS server. It answers reviews and nothing else, and holds no state but the profile and the Selectors. Of pods it asks
 //! nobody; of an ImageCache it asks the API server what the author may do.
 
 use std::sync::Arc;
@@ -27,10 +27,12 @@ use tokio_util::task::TaskTracker;
 use super::image_cache_review::entries;
 use super::registration::{EFFECTS_PATH, IMAGE_CACHE_PATH, PATH};
 use super::review::{Placement, Review, review, review_bound, review_selected};
+use super::selector_review::review_ruled;
 use crate::cluster::AccessApi;
 use crate::custom_resource::ImageCache;
 use crate::first_request::FirstRequest;
 use crate::profile::{Profile, selection};
+use crate::selector::Rules;
 
 /// The largest review: etcd takes objects of 1.5 MiB.
 const LARGEST_BODY: usize = 4 << 20;
@@ -67,19 +69,31 @@ pub(super) struct Desk {
     placement: Placement,
     /// The profile that holds, and the one before it: the API server goes on calling for that one a moment.
     profiles: ArcSwap<[Arc<Profile>; 2]>,
+    /// The Selectors that act, and those before.
+    rules: ArcSwap<[Arc<Rules>; 2]>,
 }
 
 impl Desk {
     pub(super) fn new(placement: Placement) -> Arc<Self> {
-        Arc::new(Self { placement, profiles: ArcSwap::default() })
+        Arc::new(Self { placement, profiles: ArcSwap::default(), rules: ArcSwap::default() })
     }
 
     /// From now on this profile holds.
     pub(super) fn hold(&self, profile: Arc<Profile>) {
-        let [now, _] = &**self.profiles.load();
-        if **now != *profile {
-            self.profiles.store(Arc::new([profile, Arc::clone(now)]));
-        }
+        replace(&self.profiles, profile);
+    }
+
+    /// From now on these Selectors act.
+    pub(super) fn hold_rules(&self, rules: Arc<Rules>) {
+        replace(&self.rules, rules);
+    }
+}
+
+/// Keeps what held until now as what held before.
+fn replace<T: PartialEq>(held: &ArcSwap<[Arc<T>; 2]>, newest: Arc<T>) {
+    let [now, _] = &**held.load();
+    if **now != *newest {
+        held.store(Arc::new([newest, Arc::clone(now)]));
     }
 }
 
@@ -90,6 +104,8 @@ enum Asked<'a> {
     Labelled,
     /// The one for the selector of this digest.
     Selected(&'a str),
+    /// The one for the Selector object of this digest.
+    Ruled(&'a str),
     /// The one for all pods that go to the virtual nodes.
     Bound,
 }
@@ -102,12 +118,16 @@ pub(super) fn router(desk: Arc<Desk>, access: Arc<dyn AccessApi>) -> Router {
     let selected = |State(desk): State<Arc<Desk>>, UrlPath((_, digest)): UrlPath<(usize, String)>, Json(body)| async move {
         mutate(&desk, Asked::Selected(&digest), body)
     };
+    let ruled = |State(desk): State<Arc<Desk>>, UrlPath(digest): UrlPath<String>, Json(body)| async move {
+        mutate(&desk, Asked::Ruled(&digest), body)
+    };
     let bound = |State(desk): State<Arc<Desk>>, Json(body): Json<AdmissionReview<Pod>>| async move {
         mutate(&desk, Asked::Bound, body)
     };
     let pods = Router::new()
         .route(PATH, post(labelled))
         .route("/mutate/profile/{at}/{digest}", post(selected))
+        .route("/mutate/selector/{digest}", post(ruled))
         .route(EFFECTS_PATH, post(bound))
         .with_state(desk);
     let image_caches = Router::new().route(IMAGE_CACHE_PATH, post(validate_image_cache)).with_state(access);
@@ -219,6 +239,11 @@ fn look(pod: &Pod, desk: &Desk, asked: Asked<'_>) -> Review {
             let effects = profiles.iter().find_map(|profile| selection::of_selector(profile, digest));
             // A selector that nobody knows any more brings nothing anywhere.
             effects.map(|effects| review_selected(pod, placement, effects)).unwrap_or_default()
+        }
+        Asked::Ruled(digest) => {
+            let rules = desk.rules.load();
+            let rules = rules.iter().find(|rules| rules.knows(digest));
+            rules.map(|rules| review_ruled(pod, placement, rules, digest)).unwrap_or_default()
         }
         Asked::Bound => review_bound(pod, placement, selection::of_all(&profiles[0])),
     }

@@ -1,11 +1,11 @@
-//! The task behind the webhooks: serves them, keeps their entries at the API server, the one for pods as the profile wants
-//! it, and renews the certificates in time.
+//! The task behind the webhooks: serves them, keeps their entries at the API server, the one for pods as the profile and the
+//! Selectors want it, and renews the certificates in time.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt as _;
+use futures::{FutureExt as _, StreamExt as _};
 use jiff::Timestamp;
 use k8s_openapi::api::admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration};
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -15,13 +15,23 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::certificates::{CertificateError, Certificates};
-use super::registration::{IMAGE_CACHE_NAME, NAME, Target, Wanted, entry, image_cache_entry, is_current, kept_profile};
+use super::late;
+use super::registration::{
+    IMAGE_CACHE_NAME, NAME, Target, Wanted, at_fault, entry, image_cache_entry, is_current, kept_profile,
+    kept_selectors,
+};
 use super::review::Placement;
+use super::selected::Selected;
+use super::selector_keeper::SelectorKeeper;
 use super::server::{Desk, ServingKey, router, serve};
 use crate::cluster::profile::regarding_profile;
-use crate::cluster::{AccessApi, ClusterError, EventNote, EventRecorder, ProfileApi, Source, WatchStream, WebhookApi};
+use crate::cluster::{
+    AccessApi, ClusterError, EventNote, EventRecorder, ProfileApi, SelectorApi, Source, WatchStream, WebhookApi,
+};
+use crate::custom_resource::selector::Selector;
 use crate::parts::{PartError, Parts};
-use crate::profile::{Standing, Told};
+use crate::profile::{Profile, Standing, Told};
+use crate::selector::Rules;
 
 /// Between two writes of the entry: the API server may be away, or somebody keeps changing it.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -48,9 +58,11 @@ pub struct Surroundings {
     pub entries: Arc<dyn WebhookApi>,
     /// The profile there.
     pub profiles: Arc<dyn ProfileApi>,
+    /// The Selectors there.
+    pub selectors: Arc<dyn SelectorApi>,
     /// Who may do what there.
     pub access: Arc<dyn AccessApi>,
-    /// Takes events about the profile.
+    /// Takes events about the profile and the Selectors.
     pub events: EventRecorder,
 }
 
@@ -79,6 +91,7 @@ pub struct Webhook {
     address: SocketAddr,
     certificates: Certificates,
     registered: watch::Sender<bool>,
+    selected: watch::Sender<Option<Arc<Rules>>>,
 }
 
 impl Webhook {
@@ -91,7 +104,13 @@ impl Webhook {
         let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
         let certificates = Certificates::make(&config.target.certificate_name(), Timestamp::now())?;
-        Ok(Self { around, config, listener, address, certificates, registered: watch::Sender::new(false) })
+        let (registered, selected) = (watch::Sender::new(false), watch::Sender::new(None));
+        Ok(Self { around, config, listener, address, certificates, registered, selected })
+    }
+
+    /// Says which Selectors act, while it works.
+    pub fn selected(&self) -> Selected {
+        Selected::new(self.selected.subscribe())
     }
 
     /// Where it listens.
@@ -114,7 +133,13 @@ impl Webhook {
         let router = router(Arc::clone(&desk), Arc::clone(&self.around.access));
         let mut parts = Parts::default();
         parts.spawn("the server of the webhook", serve(self.listener, Arc::clone(&key), router, stop.clone()));
+        let (selectors, taints) = (Arc::clone(&self.around.selectors), self.config.placement.taints.clone());
+        let helping = late::help(Arc::clone(&selectors), Selected::new(self.selected.subscribe()), taints);
+        // It writes one pod at a time, and can be left anywhere.
+        parts.spawn("the helper of pods that no node takes", stop.clone().run_until_cancelled_owned(helping).map(drop));
         let keeper = Keeper {
+            selector_changes: selectors.watch_selectors(),
+            selectors: SelectorKeeper::new(self.around.events.clone(), self.selected),
             entries: self.around.entries.watch_webhook(NAME),
             checks: self.around.entries.watch_validating_webhook(IMAGE_CACHE_NAME),
             profiles: self.around.profiles.watch_profile(),
@@ -154,6 +179,8 @@ enum Seen {
 
 /// Keeps the entry and the certificates.
 struct Keeper {
+    selector_changes: WatchStream<Selector>,
+    selectors: SelectorKeeper,
     around: Surroundings,
     entries: WatchStream<MutatingWebhookConfiguration>,
     checks: WatchStream<ValidatingWebhookConfiguration>,
@@ -175,10 +202,11 @@ impl Keeper {
         // The outer nothing: it is not known yet.
         let mut check_there = None;
         let mut renewal = self.certificates.renewal();
-        let patience = Instant::now() + PATIENCE;
+        let (patience, mut is_patient) = (Instant::now() + PATIENCE, true);
         loop {
             self.look_at_profile();
-            if let (Some(check_there), true) = (&check_there, self.knows_the_profile()) {
+            let is_ready = self.knows_the_profile() && (self.selectors.is_known() || !is_patient);
+            if let (Some(check_there), true) = (&check_there, is_ready) {
                 let is_written = self.keep(there.as_ref()).await;
                 let is_check_written = self.keep_check(Option::as_ref(check_there)).await;
                 self.registered.send_replace(true);
@@ -196,6 +224,7 @@ impl Keeper {
                     let kept = || Standing::restored(there.as_ref().and_then(kept_profile));
                     // What the API server calls for is what an earlier life of this process went by.
                     self.desk.hold(self.standing.get_or_insert_with(kept).profile());
+                    self.selectors.restore(there.as_ref().and_then(kept_selectors));
                 }
                 change = self.checks.next() => match change {
                     Some(change) => check_there = Some(change.only()),
@@ -205,8 +234,15 @@ impl Keeper {
                     let Some(change) = change else { return PartError::ended("the watch of the profile") };
                     self.config_map = Seen::Known(change.only().map(Box::new));
                 }
-                () = tokio::time::sleep_until(patience), if matches!(self.config_map, Seen::NotYet) => {
-                    self.config_map = Seen::Unknown;
+                change = self.selector_changes.next() => match change {
+                    Some(change) => self.selectors.take(change),
+                    None => return PartError::ended("the watch of the selectors"),
+                },
+                () = tokio::time::sleep_until(patience), if is_patient => {
+                    is_patient = false;
+                    if matches!(self.config_map, Seen::NotYet) {
+                        self.config_map = Seen::Unknown;
+                    }
                 }
                 () = tokio::time::sleep(left.min(LONGEST_SLEEP)) => renewal = self.renew(renewal).await,
             }
@@ -231,34 +267,53 @@ impl Keeper {
         loop {
             let Some(standing) = &mut self.standing else { return false };
             let (profile, record) = (standing.profile(), standing.record());
+            let (rules, rules_record) = (self.selectors.rules(), self.selectors.record());
             let wanted = entry(&Wanted {
                 target: &self.config.target,
                 ca_bundle: &self.certificates.bundle(),
                 profile: &profile,
                 record: &record,
+                rules: &rules,
+                rules_record: &rules_record,
                 placement: &self.config.placement,
             });
             // Before the first call for it can come.
-            self.desk.hold(profile);
+            self.desk.hold(Arc::clone(&profile));
+            self.desk.hold_rules(Arc::clone(&rules));
             if there.is_some_and(|there| is_current(there, &wanted)) {
                 standing.settle();
+                self.selectors.settle();
                 return false;
             }
             let Err(error) = self.around.entries.apply_webhook(&wanted).await else {
                 standing.settle();
+                self.selectors.settle();
                 tracing::info!(target = %self.config.target, "webhook is registered");
                 return true;
             };
             if let ClusterError::Refused { message, .. } = &error
-                && let Some(told) = standing.give_up(message)
+                && self.give_up(message, &profile, &rules)
             {
-                let Seen::Known(config_map) = &self.config_map else { continue };
-                tell(&self.around.events, config_map.as_deref(), told);
                 continue;
             }
             tracing::warn!(%error, "webhook is not registered, trying again");
             tokio::time::sleep(PAUSE).await;
         }
+    }
+
+    /// The API server refuses the entry: what is at fault goes back to what was taken last. False when nothing is new.
+    fn give_up(&mut self, message: &str, profile: &Profile, rules: &Rules) -> bool {
+        let culprit = at_fault(message, profile, rules);
+        if culprit.is_some() && self.selectors.give_up(culprit.as_ref(), message) {
+            return true;
+        }
+        let Some(told) = self.standing.as_mut().and_then(|standing| standing.give_up(message)) else {
+            return self.selectors.give_up(None, message);
+        };
+        if let Seen::Known(config_map) = &self.config_map {
+            tell(&self.around.events, config_map.as_deref(), told);
+        }
+        true
     }
 
     /// The same for the entry for image caches.

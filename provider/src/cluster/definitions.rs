@@ -1,4 +1,4 @@
-//! The definition of the ImageCache resource, for whoever has the provider install it.
+//! The definitions of our resources, for whoever has the provider install them.
 
 use async_trait::async_trait;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;

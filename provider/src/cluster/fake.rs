@@ -6,6 +6,7 @@ mod definitions;
 mod image_caches;
 mod patching;
 mod profile;
+mod selectors;
 mod webhooks;
 
 pub use patching::strategic;
@@ -32,6 +33,7 @@ use tokio::sync::broadcast;
 use tokio_stream::wrappers::BroadcastStream;
 
 use crate::custom_resource::ImageCache;
+use crate::custom_resource::selector::Selector;
 use crate::observed::{Observed, Summary};
 
 use super::objects::{IssuedToken, ObjectContent, TokenWish};
@@ -55,6 +57,8 @@ pub struct Record {
     pub services: Vec<Service>,
     /// ImageCache objects by name.
     pub image_caches: BTreeMap<String, ImageCache>,
+    /// Selectors by name.
+    pub selectors: BTreeMap<String, Selector>,
     /// The definition of ImageCache.
     pub definition: Option<CustomResourceDefinition>,
     /// The ConfigMap `kube-system/eci-profile`.
@@ -98,6 +102,7 @@ pub struct FakeCluster {
     webhooks: broadcast::Sender<Watched<MutatingWebhookConfiguration>>,
     validating_webhooks: broadcast::Sender<Watched<ValidatingWebhookConfiguration>>,
     profiles: broadcast::Sender<Watched<ConfigMap>>,
+    selectors: broadcast::Sender<Watched<Selector>>,
 }
 
 impl Default for FakeCluster {
@@ -113,6 +118,7 @@ impl Default for FakeCluster {
             webhooks: broadcast::Sender::new(1024),
             validating_webhooks: broadcast::Sender::new(1024),
             profiles: broadcast::Sender::new(1024),
+            selectors: broadcast::Sender::new(1024),
         }
     }
 }

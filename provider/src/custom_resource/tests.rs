@@ -6,13 +6,15 @@ use rstest::rstest;
 
 use super::*;
 
-const HEADER: &str = "# Made from provider/src/custom_resource.rs by\n\
+const HEADER: &str = "# Made from provider/src/custom_resource.rs and custom_resource/selector.rs by\n\
     #   LARDER_WRITE=1 cargo test -p larder-provider crd_yaml\n";
 
 #[test]
 fn crd_yaml_is_what_the_type_says() {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../hack/deploy/crd.yaml");
-    let expected = format!("{HEADER}{}", serde_saphyr::to_string(&definition()).unwrap());
+    let [image_cache, selector] =
+        [definition(), selector::definition()].map(|definition| serde_saphyr::to_string(&definition).unwrap());
+    let expected = format!("{HEADER}{image_cache}---\n{selector}");
     if std::env::var_os("LARDER_WRITE").is_some() {
         std::fs::write(&path, &expected).unwrap();
     }

@@ -1,4 +1,4 @@
-//! Installs the definition of the ImageCache resource, and waits until the API server serves it.
+//! Installs the definition of a resource of ours, and waits until the API server serves it.
 
 use std::time::Duration;
 
@@ -6,7 +6,6 @@ use futures::StreamExt as _;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 
 use crate::cluster::{ClusterError, DefinitionApi};
-use crate::custom_resource::definition;
 
 /// How long the API server may take to serve a definition that it has accepted, and to be reached at all.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -17,11 +16,18 @@ const PAUSE: Duration = Duration::from_secs(1);
 #[derive(Debug, thiserror::Error)]
 pub enum InstallError {
     /// The API server refuses it.
-    #[error("install the definition of ImageCache")]
-    Apply(#[source] ClusterError),
+    #[error("install the definition of {kind}")]
+    Apply {
+        /// The kind that it defines.
+        kind: String,
+        /// What is wrong.
+        source: ClusterError,
+    },
     /// It is there, but not served.
-    #[error("the definition of ImageCache is not established after {}: {why}", humantime::format_duration(PATIENCE))]
+    #[error("the definition of {kind} is not established after {}: {why}", humantime::format_duration(PATIENCE))]
     NotEstablished {
+        /// The kind that it defines.
+        kind: String,
         /// What the API server says of it.
         why: String,
     },
@@ -31,13 +37,13 @@ pub enum InstallError {
 ///
 /// # Errors
 /// When the API server refuses, or does not get there in time.
-pub async fn install(api: &dyn DefinitionApi) -> Result<(), InstallError> {
-    let wanted = definition();
+pub async fn install(api: &dyn DefinitionApi, wanted: CustomResourceDefinition) -> Result<(), InstallError> {
+    let kind = wanted.spec.names.kind.clone();
     let apply = async {
         loop {
             match api.apply_definition(&wanted).await {
                 Err(error @ ClusterError::Unavailable { .. }) => {
-                    tracing::warn!(%error, "definition of ImageCache is not installed, trying again");
+                    tracing::warn!(kind, %error, "definition is not installed, trying again");
                     tokio::time::sleep(PAUSE).await;
                 }
                 answer => return answer,
@@ -49,7 +55,7 @@ pub async fn install(api: &dyn DefinitionApi) -> Result<(), InstallError> {
         message: format!("no success within {}", humantime::format_duration(PATIENCE)),
     };
     let applied = tokio::time::timeout(PATIENCE, apply).await.unwrap_or_else(|_| Err(unavailable()));
-    applied.map_err(InstallError::Apply)?;
+    applied.map_err(|source| InstallError::Apply { kind: kind.clone(), source })?;
     let name = wanted.metadata.name.unwrap_or_default();
     let mut why = "it is not there".to_owned();
     let established = async {
@@ -63,7 +69,7 @@ pub async fn install(api: &dyn DefinitionApi) -> Result<(), InstallError> {
         }
     };
     if tokio::time::timeout(PATIENCE, established).await.is_err() {
-        return Err(InstallError::NotEstablished { why });
+        return Err(InstallError::NotEstablished { kind, why });
     }
     tracing::info!(name, "definition is installed");
     Ok(())
@@ -86,6 +92,7 @@ mod tests {
 
     use super::*;
     use crate::cluster::fake::FakeCluster;
+    use crate::custom_resource::definition;
     use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
         CustomResourceDefinitionCondition, CustomResourceDefinitionStatus,
     };
@@ -107,7 +114,7 @@ mod tests {
         let cluster = Arc::new(FakeCluster::default());
         let mut tasks = tokio::task::JoinSet::new();
         let api = cluster.clone();
-        tasks.spawn(async move { install(&*api).await });
+        tasks.spawn(async move { install(&*api, definition()).await });
         cluster.wait("definition", |record| record.definition.is_some()).await;
         cluster.put_definition(with("NamesAccepted", "True", ""));
         assert!(tokio::time::timeout(Duration::from_secs(5), tasks.join_next()).await.is_err());
@@ -119,7 +126,7 @@ mod tests {
     async fn one_that_is_never_served_says_why() {
         let cluster = FakeCluster::default();
         cluster.put_definition(with("NamesAccepted", "False", "\"ic\" is already in use"));
-        let error = install(&cluster).await.unwrap_err();
+        let error = install(&cluster, definition()).await.unwrap_err();
         assert!(error.to_string().ends_with("after 1m: \"ic\" is already in use"), "{error}");
     }
 
@@ -128,10 +135,13 @@ mod tests {
         let cluster = Arc::new(FakeCluster::default());
         cluster.put_definition(with("Established", "True", ""));
         cluster.go_offline();
-        assert!(matches!(install(&*cluster).await, Err(InstallError::Apply(ClusterError::Unavailable { .. }))));
+        assert!(matches!(
+            install(&*cluster, definition()).await,
+            Err(InstallError::Apply { source: ClusterError::Unavailable { .. }, .. })
+        ));
         let mut tasks = tokio::task::JoinSet::new();
         let api = cluster.clone();
-        tasks.spawn(async move { install(&*api).await });
+        tasks.spawn(async move { install(&*api, definition()).await });
         tokio::time::sleep(Duration::from_secs(5)).await;
         cluster.go_online();
         tasks.join_next().await.unwrap().unwrap().unwrap();

@@ -338,8 +338,14 @@ impl Worker {
 
     /// What was changed about image caches after the pod was admitted, as long as its user has not been told.
     fn ignored(&self) -> Option<Ignored> {
-        let ApiInput::Present(pod) = &self.api else { return None };
-        acted_on::ignored(&self.admitted.as_ref()?.annotations, pod)
+        let (ApiInput::Present(pod), Some(admitted)) = (&self.api, &self.admitted) else { return None };
+        if self.settled_marks.is_some() {
+            return acted_on::ignored(&admitted.annotations, pod);
+        }
+        // What we write ourselves may be on its way to the pod.
+        let mut marked = Pod::clone(pod);
+        marked.metadata.annotations.get_or_insert_default().extend(admitted.annotations.clone());
+        acted_on::ignored(&admitted.annotations, &marked)
     }
 
     /// The pod as it will be once our labels and annotations are on it.

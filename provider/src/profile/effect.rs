@@ -49,11 +49,16 @@ fn missing(
     there: Option<&BTreeMap<String, String>>,
     mut wanted: BTreeMap<String, String>,
 ) -> Vec<PatchOperation> {
+    wanted.retain(|key, _| there.is_none_or(|there| !there.contains_key(key)));
+    put(field, there.is_some(), wanted)
+}
+
+/// What puts these labels or annotations on a pod, over those of the same keys, whether it has the field or not.
+pub fn put(field: &str, is_there: bool, wanted: BTreeMap<String, String>) -> Vec<PatchOperation> {
     let add = |path: &[&str], value| {
         PatchOperation::Add(AddOperation { path: PointerBuf::from_tokens(path.iter().copied()), value })
     };
-    wanted.retain(|key, _| there.is_none_or(|there| !there.contains_key(key)));
-    if there.is_none() && !wanted.is_empty() {
+    if !is_there && !wanted.is_empty() {
         return vec![add(&["metadata", field], json!(wanted))];
     }
     wanted.into_iter().map(|(key, value)| add(&["metadata", field, &key], json!(value))).collect()

@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::authentication::v1::UserInfo;
 use k8s_openapi::api::authorization::v1::ResourceAttributes;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Event, Node};
+use k8s_openapi::api::core::v1::{Event, Node, Pod};
 use k8s_openapi::api::rbac::v1::ClusterRole;
 use kube::client::Body;
 use larder_provider::admission::{Placement, registration};
@@ -22,19 +22,20 @@ use larder_provider::cluster::objects::TokenWish;
 use larder_provider::cluster::pods::{PodMarks, PodName};
 use larder_provider::cluster::{
     AccessApi, DefinitionApi, EventApi, ImageCacheApi, KubeCluster, NodeApi, ObjectApi, ObjectKey, ObjectKind, PodApi,
-    ProfileApi, WatchStream, WebhookApi,
+    ProfileApi, SelectorApi, WatchStream, WebhookApi,
 };
-use larder_provider::custom_resource::{ImageCache, ImageCacheStatus, definition};
+use larder_provider::custom_resource::{ImageCache, ImageCacheStatus, definition, selector};
 use larder_provider::profile::Profile;
+use larder_provider::selector::Rules;
 use serde_json::{Value, json};
 
 /// Group, resource with its subresource, verb, and the name where the role names one.
 type Right = (String, String, String, Option<String>);
 
 /// Names that the role limits a right to.
-const LIMITED: [&str; 3] = [registration::NAME, registration::IMAGE_CACHE_NAME, DEFINITION];
-/// The definition that the provider installs.
-const DEFINITION: &str = "imagecaches.eci.alibabacloud.com";
+const LIMITED: [&str; 4] = [registration::NAME, registration::IMAGE_CACHE_NAME, DEFINITIONS[0], DEFINITIONS[1]];
+/// The definitions that the provider installs.
+const DEFINITIONS: [&str; 2] = ["imagecaches.eci.alibabacloud.com", "selectors.eci.aliyun.com"];
 
 fn rights_of(request: &Request<Body>) -> Vec<Right> {
     let path = request.uri().path().trim_start_matches('/');
@@ -152,17 +153,29 @@ async fn make_every_call(cluster: &KubeCluster) {
 
     watch(cluster.watch_profile()).await;
     let (target, profile, placement) = ("https://h".parse().unwrap(), Profile::default(), Placement::new(vec![]));
-    let wanted =
-        registration::Wanted { target: &target, ca_bundle: "", profile: &profile, record: "", placement: &placement };
-    let entry = registration::entry(&wanted);
+    let entry = registration::entry(&registration::Wanted {
+        target: &target,
+        ca_bundle: "",
+        profile: &profile,
+        record: "",
+        rules: &Rules::default(),
+        rules_record: "",
+        placement: &placement,
+    });
     watch(cluster.watch_webhook(registration::NAME)).await;
     drop(cluster.apply_webhook(&entry).await);
     let entry = registration::image_cache_entry(&"https://h".parse().unwrap(), "");
     watch(cluster.watch_validating_webhook(registration::IMAGE_CACHE_NAME)).await;
     drop(cluster.apply_validating_webhook(&entry).await);
 
-    drop(cluster.apply_definition(&definition()).await);
-    watch(cluster.watch_definition(DEFINITION)).await;
+    watch(cluster.watch_selectors()).await;
+    watch(cluster.watch_unbound_pods()).await;
+    drop(cluster.write_tolerations(&Pod::default(), &[]).await);
+
+    for (definition, name) in [(definition(), DEFINITIONS[0]), (selector::definition(), DEFINITIONS[1])] {
+        drop(cluster.apply_definition(&definition).await);
+        watch(cluster.watch_definition(name)).await;
+    }
 }
 
 fn granted() -> BTreeSet<Right> {

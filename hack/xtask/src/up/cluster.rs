@@ -27,6 +27,8 @@ use crate::workspace;
 const NAMESPACE: &str = "larder-system";
 /// Applied in this order to every cluster.
 const MANIFESTS: [&str; 4] = ["namespace.yaml", "crd.yaml", "rbac.yaml", "provider-token.yaml"];
+/// What those define.
+const DEFINITIONS: [&str; 2] = ["imagecaches.eci.alibabacloud.com", "selectors.eci.aliyun.com"];
 /// How long the cluster gets to act on an object.
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -65,9 +67,11 @@ impl Cluster {
             manifests::apply(&self.client, &read_manifest("kubelet-client.yaml")?, NAMESPACE).await?;
         }
         let definitions: Api<CustomResourceDefinition> = Api::all(self.client.clone());
-        let established =
-            await_condition(definitions, "imagecaches.eci.alibabacloud.com", conditions::is_crd_established());
-        tokio::time::timeout(DEADLINE, established).await.context("the ImageCache definition is not established")??;
+        for name in DEFINITIONS {
+            let established = await_condition(definitions.clone(), name, conditions::is_crd_established());
+            let why = || format!("the definition {name} is not established");
+            tokio::time::timeout(DEADLINE, established).await.with_context(why)??;
+        }
         // Without it no pod is admitted; in a new cluster a controller makes it a moment after the namespace.
         let accounts: Api<ServiceAccount> = Api::namespaced(self.client.clone(), "default");
         let made = await_condition(accounts, "default", |account: Option<&ServiceAccount>| account.is_some());

@@ -77,7 +77,8 @@ async fn send(address: SocketAddr, bundle: &str, path: &str, body: String) -> Op
 
 fn around(cluster: &Arc<FakeCluster>) -> Surroundings {
     let (events, _) = EventRecorder::new(cluster.clone());
-    Surroundings { entries: cluster.clone(), profiles: cluster.clone(), access: cluster.clone(), events }
+    let (entries, profiles, selectors, access) = (cluster.clone(), cluster.clone(), cluster.clone(), cluster.clone());
+    Surroundings { entries, profiles, selectors, access, events }
 }
 
 async fn bound(cluster: &Arc<FakeCluster>) -> Webhook {
@@ -223,6 +224,41 @@ async fn what_a_selector_selects_goes_to_the_virtual_nodes_with_its_effect() {
     assert_eq!(pod["metadata"]["annotations"], json!({"a": "own"}));
     let pod = reviewed(address, &bundle, "/mutate/profile/0/0000", json!({"app": "x"}), &[]).await;
     assert_eq!((&pod["spec"]["nodeSelector"], &pod["metadata"]["annotations"]), (&Value::Null, &Value::Null));
+    running.end().await;
+}
+
+#[tokio::test]
+async fn what_a_selector_object_selects_is_marked_and_given_what_its_policy_says() {
+    let cluster = Arc::new(FakeCluster::default());
+    let put = |priority: i32, policy: Value| {
+        let spec = json!({"objectLabels": {"matchLabels": {"app": "x"}}, "priority": priority, "policy": policy,
+            "effect": {"annotations": {"a": "own"}}});
+        cluster.put_selector(&format!("s{priority}"), Some(serde_json::from_value(spec).unwrap()));
+    };
+    put(1, json!({"fair": {}}));
+    put(0, json!({}));
+    let running = Running::on(Arc::clone(&cluster)).await;
+    let paths = |record: &crate::cluster::fake::Record| -> Vec<String> {
+        let urls = record.webhook.iter().flat_map(|entry| entry.webhooks.iter().flatten());
+        let urls = urls.filter_map(|webhook| webhook.client_config.url.clone());
+        let paths = urls.filter_map(|url| url.strip_prefix("https://127.0.0.1:9443").map(str::to_owned));
+        paths.filter(|path| path.starts_with("/mutate/selector/")).collect()
+    };
+    cluster.wait("both webhooks", |record| paths(record).len() == 2).await;
+    let (both, bundle) = (cluster.see(paths), running.bundle());
+    let ask = async |path: &str| reviewed(running.address, &bundle, path, json!({"app": "x"}), &[]).await;
+
+    let first = ask(&both[0]).await;
+    assert_eq!(first["metadata"]["annotations"], json!({"eci.alibabacloud.com/selector": "ns/s1"}));
+    assert_eq!(first["spec"]["tolerations"][0]["key"], "k");
+    assert_eq!(first["spec"]["nodeSelector"], Value::Null);
+    // By itself the other one would act.
+    assert_eq!(ask(&both[1]).await["metadata"]["annotations"]["a"], "own");
+    // The API server may go on calling for what has just been replaced, and no longer.
+    put(1, json!({"normalNodeOnly": {}}));
+    cluster.wait("another webhook", |record| paths(record).first() != Some(&both[0])).await;
+    assert_eq!(ask(&both[0]).await, first);
+    assert_eq!(ask("/mutate/selector/0000").await["metadata"]["annotations"], Value::Null);
     running.end().await;
 }
 

@@ -1,11 +1,15 @@
 //! The keeper of the entry against an API server in memory, with time paused.
 
+use k8s_openapi::api::core::v1::{Event, Pod, Taint};
+use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use super::*;
 use crate::admission::registration::PROFILE_ANNOTATION;
 use crate::cluster::fake::{FakeCluster, Record};
 use crate::profile::standing::{IGNORED, INVALID};
+use crate::selector::mark::SELECTOR;
+use crate::selector::standing::{INVALID as INVALID_SELECTOR, NOT_HONOURED};
 
 const PODS: &str =
     r#"[{"name": "pods", "objectSelector": {"matchLabels": {"app": "x"}}, "effect": {"labels": {"a": "b"}}}]"#;
@@ -21,10 +25,12 @@ struct Bench {
 impl Bench {
     async fn start(cluster: Arc<FakeCluster>) -> Self {
         let (events, writer) = EventRecorder::new(cluster.clone());
-        let around =
-            Surroundings { entries: cluster.clone(), profiles: cluster.clone(), access: cluster.clone(), events };
+        let (entries, profiles, selectors, access) =
+            (cluster.clone(), cluster.clone(), cluster.clone(), cluster.clone());
+        let around = Surroundings { entries, profiles, selectors, access, events };
         let target = "https://127.0.0.1:9443".parse().unwrap();
-        let placement = Placement::new(vec![]);
+        let taint = Taint { key: "k".to_owned(), effect: "NoSchedule".to_owned(), ..Taint::default() };
+        let placement = Placement::new(vec![taint]);
         let config = WebhookConfig { listen: ([127, 0, 0, 1], 0).into(), target, placement };
         let webhook = Webhook::bind(around, config).await.unwrap();
         let (mut tasks, stop) = (JoinSet::new(), CancellationToken::new());
@@ -45,16 +51,53 @@ impl Bench {
     }
 
     async fn told(&self, reason: &str) -> String {
-        let of = |record: &Record| {
-            let is_it = |event: &&k8s_openapi::api::core::v1::Event| event.reason.as_deref() == Some(reason);
-            record.events.iter().rev().find(is_it).cloned()
-        };
-        self.cluster.wait(reason, |record| of(record).is_some()).await;
-        let event = self.cluster.see(of).unwrap();
+        let event = self.event(reason).await;
         let about = (event.involved_object.kind.as_deref(), event.involved_object.name.as_deref());
         assert_eq!(about, (Some("ConfigMap"), Some("eci-profile")));
         assert_eq!(event.metadata.namespace.as_deref(), Some("kube-system"));
         event.message.unwrap()
+    }
+
+    /// Until nothing is written any more: the keeper hears of its own writes one after the other.
+    async fn settled(&self) {
+        tokio::time::sleep(Duration::from_secs(30)).await;
+    }
+
+    /// The newest event with this reason.
+    async fn event(&self, reason: &str) -> Event {
+        let of = |record: &Record| {
+            let is_it = |event: &&Event| event.reason.as_deref() == Some(reason);
+            record.events.iter().rev().find(is_it).cloned()
+        };
+        self.cluster.wait(reason, |record| of(record).is_some()).await;
+        self.cluster.see(of).unwrap()
+    }
+
+    /// The message of the newest event with this reason, which is about this Selector.
+    async fn told_of(&self, selector: &str, reason: &str) -> String {
+        let event = self.event(reason).await;
+        let about = event.involved_object;
+        let kind = (about.api_version.as_deref(), about.kind.as_deref());
+        assert_eq!(kind, (Some("eci.aliyun.com/v1"), Some("Selector")));
+        assert_eq!((about.name.as_deref(), event.metadata.namespace.as_deref()), (Some(selector), Some("ns")));
+        event.message.unwrap()
+    }
+
+    /// Writes a Selector of pods with `app: <app>`.
+    fn select(&self, name: &str, app: &str, priority: i32, policy: Value) {
+        let spec = json!({"objectLabels": {"matchLabels": {"app": app}}, "priority": priority, "policy": policy});
+        self.cluster.put_selector(name, Some(serde_json::from_value(spec).unwrap()));
+    }
+
+    /// Waits until the entry has webhooks of Selectors for these values of `app`, in this order.
+    async fn selects(&self, wanted: &[&str]) {
+        let apps = |record: &Record| -> Option<Vec<String>> {
+            let webhooks = record.webhook.as_ref()?.webhooks.as_ref()?.iter();
+            let of_selectors = webhooks.filter(|webhook| webhook.name.starts_with("selector-"));
+            of_selectors.map(|one| one.object_selector.clone()?.match_labels?.get("app").cloned()).collect()
+        };
+        let is_so = |record: &Record| apps(record).is_some_and(|apps| apps == wanted);
+        self.cluster.wait(&format!("{wanted:?}"), is_so).await;
     }
 }
 
@@ -118,11 +161,95 @@ async fn a_profile_that_the_api_server_refuses_is_told_and_given_up() {
     let bench = Bench::start(Arc::new(FakeCluster::default())).await;
     bench.cluster.put_profile(Some(&[("selectors", PODS)]));
     bench.calls_for(&["pods"]).await;
+    bench.settled().await;
     bench.cluster.set(|record| record.webhook_refusal = Some("selector: invalid".to_owned()));
     bench.cluster.put_profile(Some(&[("selectors", OTHER)]));
     let message = bench.told(INVALID).await;
     assert_eq!(message, "selector: invalid; the profile before this one still holds");
     tokio::time::sleep(Duration::from_secs(5)).await;
     bench.calls_for(&["pods"]).await;
+    bench.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_entry_follows_the_selectors_and_the_last_good_state_of_each_holds() {
+    let bench = Bench::start(Arc::new(FakeCluster::default())).await;
+    bench.cluster.put_profile(Some(&[("selectors", PODS)]));
+    bench.select("low", "l", 0, json!({"fair": {}}));
+    bench.select("high", "h", 1, json!({}));
+    bench.selects(&["h", "l"]).await;
+    bench.calls_for(&["pods"]).await;
+    bench.select("low", "l", 2, json!({"normalNodePrefer": {"cpuRatio": 1}}));
+    bench.selects(&["l", "h"]).await;
+    let message = bench.told_of("low", NOT_HONOURED).await;
+    assert!(message.starts_with("spec.policy.normalNodePrefer.cpuRatio: 1 is not honoured"), "{message}");
+    bench.select("high", "not a value", 3, json!({}));
+    let message = bench.told_of("high", INVALID_SELECTOR).await;
+    assert!(message.starts_with("spec.objectLabels.matchLabels[app]: "), "{message}");
+    assert!(message.ends_with("; what it said before still holds"), "{message}");
+    bench.select("other", "o", 0, json!({}));
+    bench.selects(&["l", "h", "o"]).await;
+
+    // Also for the next life of this process; and nothing is told again.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let told = bench.cluster.see(|record| record.events.len());
+    let bench = Bench::start(bench.end().await).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    bench.selects(&["l", "h", "o"]).await;
+    assert_eq!(bench.cluster.see(|record| record.events.len()), told);
+    bench.cluster.put_selector("low", None);
+    bench.selects(&["h", "o"]).await;
+    bench.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_selector_that_the_api_server_refuses_is_given_up_alone() {
+    let bench = Bench::start(Arc::new(FakeCluster::default())).await;
+    bench.cluster.put_profile(Some(&[("selectors", PODS)]));
+    bench.calls_for(&["pods"]).await;
+    bench.select("a", "a", 1, json!({}));
+    bench.selects(&["a"]).await;
+    bench.settled().await;
+    bench.cluster.set(|record| record.webhook_refusal = Some("webhooks[2].objectSelector: no".to_owned()));
+    bench.select("b", "b", 0, json!({}));
+    let message = bench.told_of("b", INVALID_SELECTOR).await;
+    let expected = "spec: the API server refuses it: webhooks[2].objectSelector: no; write what it takes; it does nothing \
+                    until then";
+    assert_eq!(message, expected);
+    bench.select("c", "c", 2, json!({}));
+    bench.selects(&["c", "a"]).await;
+    bench.calls_for(&["pods"]).await;
+    bench.end().await;
+}
+
+/// A pod that a Selector has marked and that no node takes.
+fn unschedulable(name: &str, selector: &str) -> Pod {
+    let condition = json!({"type": "PodScheduled", "status": "False", "reason": "Unschedulable"});
+    let metadata = json!({"namespace": "n", "name": name, "uid": format!("{name}-uid"), "labels": {"app": "x"},
+        "annotations": {SELECTOR: selector}});
+    serde_json::from_value(json!({"metadata": metadata, "spec": {"containers": [], "tolerations": [{"key": "own"}]},
+        "status": {"conditions": [condition]}}))
+    .unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_no_node_takes_may_go_to_a_virtual_node_then() {
+    let bench = Bench::start(Arc::new(FakeCluster::default())).await;
+    bench.cluster.put_pod(unschedulable("before", "ns/prefers"));
+    bench.cluster.put_pod(unschedulable("others", "ns/only"));
+    bench.select("only", "x", 0, json!({"normalNodeOnly": {}}));
+    bench.selects(&["x"]).await;
+    bench.select("prefers", "x", 1, json!({"normalNodePrefer": {}}));
+    let keys = |record: &Record, name: &str| -> Vec<String> {
+        let tolerations = record.pods[&format!("n/{name}")].spec.clone().unwrap().tolerations.unwrap_or_default();
+        tolerations.into_iter().filter_map(|toleration| toleration.key).collect()
+    };
+    bench.cluster.wait("the toleration", |record| keys(record, "before") == ["own", "k"]).await;
+    bench.cluster.go_offline();
+    bench.cluster.put_pod(unschedulable("after", "ns/prefers"));
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    bench.cluster.go_online();
+    bench.cluster.wait("the toleration", |record| keys(record, "after") == ["own", "k"]).await;
+    assert_eq!(bench.cluster.see(|record| keys(record, "others")), ["own"]);
     bench.end().await;
 }

@@ -47,8 +47,12 @@ fn told(record: &Record) -> Vec<String> {
 }
 
 async fn running(annotations: &[(&str, &str)]) -> Bench {
+    running_with(Arc::new(Misses), annotations).await
+}
+
+async fn running_with(choice: Arc<dyn CacheChoice>, annotations: &[(&str, &str)]) -> Bench {
     let mut bench = Bench::new();
-    bench.start_with(Arc::new(Misses));
+    bench.start_with(choice);
     let mut pod = pod("p", "u1");
     let pairs = annotations.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
     pod.metadata.annotations = Some(pairs.collect());
@@ -88,4 +92,34 @@ async fn a_change_that_comes_too_late_is_told_once_also_over_a_restart() {
 
     annotate(&bench, AUTO, "yes");
     bench.cluster.wait("told again", |record| told(record).len() == 2).await;
+}
+
+/// Admits every pod with an annotation about image caches that its user has not written, as a Selector does.
+#[derive(Debug)]
+struct Writes;
+
+#[async_trait]
+impl CacheChoice for Writes {
+    async fn choose(&self, _: &str, _: &Pod) -> CacheDecision {
+        let written = BTreeMap::from([(AUTO.to_owned(), "false".to_owned())]);
+        let mark = (acted_on::ACTED_ON.to_owned(), acted_on::mark(Some(&written)));
+        CacheDecision::Run(Admitted { annotations: written.into_iter().chain([mark]).collect(), ..Admitted::default() })
+    }
+
+    fn recall(&self, _: &str, _: &Pod) -> Admitted {
+        Admitted::default()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_written_with_the_start_is_no_change_of_the_users() {
+    let bench = running_with(Arc::new(Writes), &[(AUTO, "true")]).await;
+    bench.agent.see(|record| {
+        assert_eq!(record.runs[0].pod.metadata.annotations.as_ref().unwrap()[AUTO], "false");
+    });
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(bench.cluster.see(|record| annotation(record, AUTO)).as_deref(), Some("false"));
+    assert_eq!(bench.cluster.see(told), Vec::<String>::new());
+    annotate(&bench, AUTO, "true");
+    bench.cluster.wait("told", |record| told(record).len() == 1).await;
 }
