@@ -10,7 +10,7 @@ use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
 /// From a millisecond to 16 seconds, each twice the one before.
@@ -18,6 +18,9 @@ const BUCKETS: (f64, f64, u16) = (0.001, 2.0, 15);
 
 /// From ten milliseconds to eleven minutes, each twice the one before.
 const BUILD_BUCKETS: (f64, f64, u16) = (0.01, 2.0, 17);
+
+/// From a microsecond to half a second, each twice the one before.
+const MATCH_BUCKETS: (f64, f64, u16) = (0.000_001, 2.0, 20);
 
 /// How something went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
@@ -44,9 +47,7 @@ pub struct Meter {
 
 impl Meter {
     fn new(registry: &mut Registry, name: &str, what: &str) -> Self {
-        let (first, factor, buckets) = BUCKETS;
-        let series = prometheus_client::metrics::histogram::exponential_buckets(first, factor, buckets);
-        let meter = Self { count: Family::default(), seconds: Histogram::new(series) };
+        let meter = Self { count: Family::default(), seconds: histogram(BUCKETS) };
         registry.register(name, format!("{what}, by outcome"), meter.count.clone());
         registry.register(format!("{name}_seconds"), format!("Time of {what}"), meter.seconds.clone());
         meter
@@ -84,17 +85,17 @@ pub struct CacheMeters {
     choices: Family<ChoiceLabels, Counter>,
     builds: Family<BuildLabels, Counter>,
     build_seconds: Histogram,
+    match_seconds: Histogram,
     phases: Family<PhaseLabels, Gauge>,
 }
 
 impl CacheMeters {
     fn new(registry: &mut Registry) -> Self {
-        let (first, factor, buckets) = BUILD_BUCKETS;
-        let series = prometheus_client::metrics::histogram::exponential_buckets(first, factor, buckets);
         let meters = Self {
             choices: Family::default(),
             builds: Family::default(),
-            build_seconds: Histogram::new(series),
+            build_seconds: histogram(BUILD_BUCKETS),
+            match_seconds: histogram(MATCH_BUCKETS),
             phases: Family::default(),
         };
         let help = "Pods that started or were to start, by what image cache they were given and why";
@@ -102,6 +103,8 @@ impl CacheMeters {
         registry.register("image_cache_builds", "Builds of image caches that ended, by outcome", meters.builds.clone());
         let help = "Time from a new or changed ImageCache to Ready, as its status tells it";
         registry.register("image_cache_build_seconds", help, meters.build_seconds.clone());
+        let help = "Time in which the image cache of a pod was chosen among all";
+        registry.register("image_cache_match_seconds", help, meters.match_seconds.clone());
         registry.register("image_caches", "ImageCache objects, by phase", meters.phases.clone());
         meters
     }
@@ -109,6 +112,11 @@ impl CacheMeters {
     /// Counts a choice.
     pub fn chosen(&self, how: &ChoiceLabels) {
         self.choices.get_or_create(how).inc();
+    }
+
+    /// Counts the time of a choice among the caches.
+    pub fn matched(&self, took: Duration) {
+        self.match_seconds.observe(took.as_secs_f64());
     }
 
     /// Counts a build that has ended; the time counts where the cache is Ready.
@@ -124,6 +132,10 @@ impl CacheMeters {
     pub fn in_phase(&self, phase: &'static str, count: i64) {
         self.phases.get_or_create(&PhaseLabels { phase }).set(count);
     }
+}
+
+fn histogram((first, factor, buckets): (f64, f64, u16)) -> Histogram {
+    Histogram::new(exponential_buckets(first, factor, buckets))
 }
 
 /// All figures.
@@ -178,6 +190,7 @@ mod tests {
         meters.image_caches.built(true, Duration::from_millis(15));
         meters.image_caches.built(false, Duration::ZERO);
         meters.image_caches.in_phase("Ready", 3);
+        meters.image_caches.matched(Duration::from_micros(3));
         let mut text = String::new();
         meters.write(&mut text).unwrap();
         for line in [
@@ -189,6 +202,7 @@ mod tests {
             r#"larder_provider_image_cache_builds_total{outcome="failed"} 1"#,
             r#"larder_provider_image_cache_build_seconds_bucket{le="0.02"} 1"#,
             r#"larder_provider_image_cache_build_seconds_count 1"#,
+            r#"larder_provider_image_cache_match_seconds_bucket{le="0.000004"} 1"#,
             r#"larder_provider_image_caches{phase="Ready"} 3"#,
         ] {
             assert!(text.lines().any(|there| there == line), "{line} is not in\n{text}");

@@ -2,12 +2,15 @@
 //! is missing.
 //!
 //! It never waits for a call: each runs as a job, at most one about the same thing at a time, and every outcome leads to a
-//! fresh look at everything ([`super::plan`]). So it does not matter what was lost on the way, a connection, a host's store
-//! or this process: the next look finds what is to be done. Only three things live in memory alone: when a failed call may
-//! be repeated, which pods asked for a cache that is being made, and the last hour's uses of caches.
+//! fresh look at all that is known of what it was about ([`super::plan`]). So it does not matter what was lost on the way, a
+//! connection, a host's store or this process: the next look finds what is to be done. Whatever changes something that a
+//! look reads puts it on the [`agenda`]. Only three things live in memory alone: when a failed call may be repeated, which
+//! pods asked for a cache that is being made, and the last hour's uses of caches.
 
+mod agenda;
 mod askers;
 mod look;
+mod objects;
 mod room;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,14 +24,17 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use self::agenda::{Agenda, Spot};
 use self::askers::{Askers, record};
+use self::objects::{Objects, name_of};
 use super::figures::Builds;
 use super::follow::{Heard, follow, follow_labels};
 use super::handle::{ImageCaches, Message, PATIENCE};
 use super::hosts::Host;
 use super::jobs::{BuildError, Outcome, ReadLogins, SecretRule, Subject};
 use super::object_events::object_events;
-use super::plan::{Told, Version, retry_after};
+use super::plan::{Told, Version, id_of, retry_after};
+use super::quota;
 use super::request::NodeDefault;
 use super::snapshot::Snapshot;
 use crate::agent::{AgentClient, CacheChange};
@@ -71,9 +77,15 @@ pub struct ImageCacheController {
     around: Surroundings,
     inbox: mpsc::Receiver<Message>,
     seen: watch::Sender<Arc<Snapshot>>,
-    /// By name; nothing until they have been listed.
-    caches: Option<BTreeMap<String, ImageCache>>,
+    /// Nothing until they have been listed.
+    caches: Option<Objects>,
     hosts: BTreeMap<String, Host>,
+    /// What the next look goes over.
+    agenda: Agenda,
+    /// For whom there was no room at the last look, and who was to go.
+    room: quota::Plan,
+    /// The hosts that nobody counted on at the last look.
+    away: BTreeSet<String>,
     /// By virtual node and id.
     told: BTreeMap<(String, String), Told>,
     /// When a pod last used a cache, by id.
@@ -101,6 +113,9 @@ impl ImageCacheController {
             seen,
             caches: None,
             hosts,
+            agenda: Agenda::default(),
+            room: quota::Plan::default(),
+            away: BTreeSet::new(),
             told: BTreeMap::new(),
             used: BTreeMap::new(),
             askers: Askers::default(),
@@ -159,35 +174,64 @@ impl ImageCacheController {
     }
 
     fn take_object(&mut self, change: Watched<ImageCache>) {
-        let name = |cache: &ImageCache| cache.metadata.name.clone().unwrap_or_default();
         match change {
-            Watched::All(all) => self.caches = Some(all.into_iter().map(|cache| (name(&cache), cache)).collect()),
-            Watched::Applied(cache) => {
-                let caches = self.caches.get_or_insert_default();
-                // The answer to a write of ours may have come before what led to it.
-                if !caches.get(&name(&cache)).is_some_and(|known| is_older(&cache, known)) {
-                    caches.insert(name(&cache), cache);
-                }
+            Watched::All(all) => {
+                self.caches = Some(all.into_iter().collect());
+                self.agenda.touch_all();
             }
+            Watched::Applied(cache) => self.put(cache),
             Watched::Deleted(cache) => {
-                let caches = self.caches.get_or_insert_default();
+                let name = name_of(&cache);
+                let known = self.caches.get_or_insert_default().get(&name);
                 // An object of the same name may have come since.
-                if caches.get(&name(&cache)).is_some_and(|known| known.metadata.uid == cache.metadata.uid) {
-                    caches.remove(&name(&cache));
+                if known.is_some_and(|known| known.metadata.uid == cache.metadata.uid) {
+                    self.drop_object(&name);
                 }
             }
+        }
+    }
+
+    /// Takes a state of an object in. The answer to a write of ours may have come before what led to it.
+    fn put(&mut self, cache: ImageCache) {
+        let name = name_of(&cache);
+        let known = self.caches.get_or_insert_default().get(&name);
+        // What we wrote comes back a moment later, and is nothing new.
+        if known.is_some_and(|known| is_older(&cache, known) || *known == cache) {
+            return;
+        }
+        // Its old id, where it had another, is nobody's now.
+        self.drop_object(&name);
+        self.agenda.touch(Spot::Cache(id_of(&cache)));
+        self.caches.get_or_insert_default().put(cache);
+    }
+
+    fn drop_object(&mut self, name: &str) {
+        self.agenda.touch(Spot::Object(name.to_owned()));
+        if let Some(gone) = self.caches.as_mut().and_then(|caches| caches.remove(name)) {
+            self.agenda.touch(Spot::Cache(id_of(&gone)));
         }
     }
 
     fn take_heard(&mut self, node: &str, heard: Heard, now: Timestamp) {
         let Some(host) = self.hosts.get_mut(node) else { return };
         match heard {
-            Heard::Lost => host.lose(now),
-            Heard::Labels(labels) => host.labels = labels,
+            Heard::Lost => {
+                host.lose(now);
+                self.agenda.touch_all();
+            }
+            Heard::Labels(labels) => {
+                host.labels = labels;
+                self.agenda.touch_all();
+            }
             Heard::Change(change) => {
-                if matches!(change, CacheChange::List(_)) {
-                    // An agent that comes back may be another version, which refuses less.
-                    self.told.retain(|(of, _), told| of != node || told.refusal.is_none());
+                match &change {
+                    CacheChange::List(_) => {
+                        // An agent that comes back may be another version, which refuses less.
+                        self.told.retain(|(of, _), told| of != node || told.refusal.is_none());
+                        self.agenda.touch_all();
+                    }
+                    CacheChange::Changed(state) => self.agenda.touch(Spot::Cache(state.id.clone())),
+                    CacheChange::Deleted(id) => self.agenda.touch(Spot::Cache(id.clone())),
                 }
                 host.take(change);
             }
@@ -197,6 +241,7 @@ impl ImageCacheController {
     fn take_message(&mut self, message: Message) {
         match message {
             Message::Used { id, at } => {
+                self.agenda.touch(Spot::Cache(id.clone()));
                 self.used.insert(id, at);
             }
             Message::Ask(ask) => self.ask(*ask, Timestamp::now()),
@@ -212,6 +257,7 @@ impl ImageCacheController {
             return;
         };
         self.running.remove(&subject);
+        self.agenda.touch_subject(&subject);
         match done {
             Ok((_, outcome)) => self.take_outcome(subject, outcome, Timestamp::now()),
             Err(error) => {
@@ -317,11 +363,9 @@ impl ImageCacheController {
 
     /// Takes what the API server answered for what the watch will say a moment later.
     fn replace(&mut self, cache: ImageCache) {
-        let name = cache.metadata.name.clone().unwrap_or_default();
-        let known = self.caches.as_mut().and_then(|caches| caches.get_mut(&name));
-        let is_newer = |known: &&mut ImageCache| known.metadata.uid == cache.metadata.uid && !is_older(&cache, known);
-        if let Some(known) = known.filter(is_newer) {
-            *known = cache;
+        let known = self.caches.as_ref().and_then(|caches| caches.get(&name_of(&cache)));
+        if known.is_some_and(|known| known.metadata.uid == cache.metadata.uid) {
+            self.put(cache);
         }
     }
 }

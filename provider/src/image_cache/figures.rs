@@ -19,49 +19,56 @@ pub const PHASES: [(Phase, &str); 6] = [
     (Phase::UpdateFailed, "UpdateFailed"),
 ];
 
-/// The builds that are under way.
+/// The objects as they were seen last.
 #[derive(Debug, Default)]
 pub struct Builds {
-    /// By UID of the object: since when it is built. A cache that is not built is not here.
-    since: BTreeMap<String, Timestamp>,
+    /// By name.
+    seen: BTreeMap<String, Seen>,
 }
 
-/// What a look has found.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Found {
-    /// Builds that have ended since the look before: whether the cache is Ready, and how long it took.
-    pub ended: Vec<(bool, SignedDuration)>,
-    /// Caches by phase; every phase is there.
-    pub phases: BTreeMap<&'static str, i64>,
+#[derive(Debug)]
+struct Seen {
+    uid: Option<String>,
+    phase: Phase,
+    /// Since when it is built; nothing while it is not.
+    since: Option<Timestamp>,
 }
 
 impl Builds {
-    /// Looks at all objects. A build that had begun before the first look counts from there.
-    pub fn look<'a>(&mut self, caches: impl IntoIterator<Item = &'a ImageCache>, now: Timestamp) -> Found {
-        let mut found = Found { phases: PHASES.iter().map(|(_, name)| (*name, 0)).collect(), ..Found::default() };
-        let before = std::mem::take(&mut self.since);
-        for cache in caches {
-            let phase = cache.status.as_ref().map(|status| status.phase).unwrap_or_default();
-            if let Some((_, name)) = PHASES.iter().find(|(known, _)| *known == phase) {
-                *found.phases.entry(name).or_default() += 1;
+    /// Looks at the object of this name, or at its absence. A build that has ended since the look before: whether the cache
+    /// is Ready, and how long it took. One that had begun before the first look counts from there.
+    pub fn look(&mut self, name: &str, cache: Option<&ImageCache>, now: Timestamp) -> Option<(bool, SignedDuration)> {
+        let before = self.seen.remove(name);
+        let cache = cache?;
+        let uid = cache.metadata.uid.clone();
+        let since = before.filter(|before| before.uid == uid).and_then(|before| before.since);
+        let phase = cache.status.as_ref().map(|status| status.phase).unwrap_or_default();
+        let (since, ended) = match phase {
+            Phase::Pending | Phase::Creating | Phase::Updating => (Some(since.unwrap_or(now)), None),
+            Phase::Ready | Phase::Failed | Phase::UpdateFailed => {
+                (None, since.map(|since| (phase == Phase::Ready, now.duration_since(since))))
             }
-            let uid = cache.metadata.uid.clone().unwrap_or_default();
-            let since = before.get(&uid).copied();
-            match phase {
-                Phase::Pending | Phase::Creating | Phase::Updating => {
-                    self.since.insert(uid, since.unwrap_or(now));
-                }
-                Phase::Ready | Phase::Failed | Phase::UpdateFailed => {
-                    found.ended.extend(since.map(|since| (phase == Phase::Ready, now.duration_since(since))));
-                }
-            }
-        }
-        found
+        };
+        self.seen.insert(name.to_owned(), Seen { uid, phase, since });
+        ended
+    }
+
+    /// The names of the objects that were there.
+    pub fn names(&self) -> impl Iterator<Item = &String> {
+        self.seen.keys()
+    }
+
+    /// How many objects are in each phase; every phase is there.
+    pub fn phases(&self) -> impl Iterator<Item = (&'static str, i64)> {
+        let count = |phase: Phase| self.seen.values().filter(|seen| seen.phase == phase).count();
+        PHASES.iter().map(move |(phase, name)| (*name, i64::try_from(count(*phase)).unwrap_or(i64::MAX)))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use crate::custom_resource::{ImageCacheSpec, ImageCacheStatus};
 
@@ -76,27 +83,46 @@ mod tests {
         Timestamp::from_second(second).unwrap()
     }
 
+    /// Looks at all objects, and at those that are gone.
+    fn look(builds: &mut Builds, caches: &[ImageCache], now: Timestamp) -> Vec<(bool, SignedDuration)> {
+        let mut names: BTreeSet<String> = builds.names().cloned().collect();
+        names.extend(caches.iter().filter_map(|cache| cache.metadata.name.clone()));
+        let find = |name: &str| caches.iter().find(|cache| cache.metadata.name.as_deref() == Some(name));
+        names.iter().filter_map(|name| builds.look(name, find(name), now)).collect()
+    }
+
     #[test]
     fn a_build_is_counted_once_when_it_ends() {
         let mut builds = Builds::default();
         let seconds = SignedDuration::from_secs;
-        assert_eq!(builds.look(&[cache("a", Phase::Pending), cache("b", Phase::Creating)], at(0)).ended, []);
-        assert_eq!(
-            builds.look(&[cache("a", Phase::Creating), cache("b", Phase::Ready)], at(5)).ended,
-            [(true, seconds(5))]
-        );
-        let found = builds.look(&[cache("a", Phase::Failed), cache("b", Phase::Ready)], at(7));
-        assert_eq!(found.ended, [(false, seconds(7))]);
-        assert_eq!((found.phases["Ready"], found.phases["Failed"], found.phases["Creating"]), (1, 1, 0));
-        assert_eq!(builds.look(&[cache("a", Phase::Failed), cache("b", Phase::Updating)], at(8)).ended, []);
-        assert_eq!(builds.look(&[cache("b", Phase::UpdateFailed)], at(9)).ended, [(false, seconds(1))]);
+        let mut at = |caches: &[ImageCache], second| look(&mut builds, caches, at(second));
+        assert_eq!(at(&[cache("a", Phase::Pending), cache("b", Phase::Creating)], 0), []);
+        assert_eq!(at(&[cache("a", Phase::Creating), cache("b", Phase::Ready)], 5), [(true, seconds(5))]);
+        assert_eq!(at(&[cache("a", Phase::Failed), cache("b", Phase::Ready)], 7), [(false, seconds(7))]);
+        assert_eq!(at(&[cache("a", Phase::Failed), cache("b", Phase::Updating)], 8), []);
+        assert_eq!(at(&[cache("b", Phase::UpdateFailed)], 9), [(false, seconds(1))]);
+    }
+
+    #[test]
+    fn every_phase_is_counted() {
+        let mut builds = Builds::default();
+        let caches = [cache("a", Phase::Failed), cache("b", Phase::Ready), cache("c", Phase::Ready)];
+        look(&mut builds, &caches, at(0));
+        let phases: BTreeMap<&str, i64> = builds.phases().collect();
+        assert_eq!((phases["Ready"], phases["Failed"], phases["Creating"], phases.len()), (2, 1, 0, 6));
+        look(&mut builds, &caches[2..], at(1));
+        assert_eq!(builds.phases().map(|(_, count)| count).sum::<i64>(), 1);
     }
 
     #[test]
     fn what_was_done_before_we_looked_and_what_was_deleted_is_not_counted() {
         let mut builds = Builds::default();
-        assert_eq!(builds.look(&[cache("a", Phase::Ready), cache("b", Phase::Creating)], at(0)).ended, []);
-        assert_eq!(builds.look(&[], at(1)).ended, []);
-        assert_eq!(builds.look(&[cache("b", Phase::Ready)], at(2)).ended, []);
+        let mut at = |caches: &[ImageCache], second| look(&mut builds, caches, at(second));
+        assert_eq!(at(&[cache("a", Phase::Ready), cache("b", Phase::Creating)], 0), []);
+        assert_eq!(at(&[], 1), []);
+        assert_eq!(at(&[cache("b", Phase::Creating)], 2), []);
+        let mut another = cache("b", Phase::Ready);
+        another.metadata.uid = Some("another".to_owned());
+        assert_eq!(at(&[another], 3), []);
     }
 }

@@ -75,7 +75,7 @@ impl ImageCaches {
             Wish::Pinned { .. } | Wish::Automatic { .. } => self.known(node).await,
         };
         let decision = match snapshot {
-            Some(snapshot) => decide(&asked.wish, pod, snapshot.of(node)),
+            Some(snapshot) => self.timed(&asked.wish, || decide(&asked.wish, pod, snapshot.of(node))),
             None => unknown(asked.wish),
         };
         self.meters.image_caches.chosen(&labels(&decision.choice));
@@ -99,6 +99,17 @@ impl ImageCaches {
             notes.extend(self.ask(pod));
         }
         Chosen { start, notes }
+    }
+
+    /// Decides, and counts the time where caches are looked through.
+    fn timed(&self, wish: &Wish, decide: impl FnOnce() -> Decision) -> Decision {
+        let begin = Instant::now();
+        let decision = decide();
+        match wish {
+            Wish::Nothing => {}
+            Wish::Pinned { .. } | Wish::Automatic { .. } => self.meters.image_caches.matched(begin.elapsed()),
+        }
+        decision
     }
 
     fn asked(&self, pod: &Pod) -> Asked {
@@ -155,7 +166,7 @@ pub(super) fn note(warning: bool, reason: &'static str, message: String) -> Note
 fn decide(wish: &Wish, pod: &Pod, caches: Option<&NodeCaches>) -> Decision {
     let candidates = caches.map(|caches| caches.candidates.as_slice()).unwrap_or_default();
     let images = PodImages::read(automatic::images(pod)).pulled_with(automatic::secrets(pod));
-    matching::decide(wish, &images, candidates)
+    matching::decide(wish, &images, candidates.iter().map(AsRef::as_ref))
 }
 
 /// A pod that names a cache waits; any other starts with normal pulls.

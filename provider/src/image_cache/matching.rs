@@ -226,8 +226,9 @@ impl Refusal {
 }
 
 /// Decides for one pod. The order of `caches` does not matter.
-pub fn decide(wish: &Wish, images: &PodImages, caches: &[Candidate]) -> Decision {
-    let allowed: Vec<&Candidate> = caches.iter().filter(|cache| cache.made_with.is_subset(&images.secrets)).collect();
+pub fn decide<'a>(wish: &Wish, images: &PodImages, caches: impl IntoIterator<Item = &'a Candidate>) -> Decision {
+    let allowed: Vec<&Candidate> =
+        caches.into_iter().filter(|cache| cache.made_with.is_subset(&images.secrets)).collect();
     match wish {
         Wish::Nothing => Decision { choice: Choice::Off, automatic: Automatic::Nothing },
         Wish::Pinned { id } => Decision { choice: pinned(id, images, &allowed), automatic: Automatic::Nothing },
@@ -285,7 +286,7 @@ fn best<'a>(images: &PodImages, caches: &[&'a Candidate]) -> Option<(&'a Candida
         .map(|cache| (cache, Degree::of(images, cache)))
         .min_by_key(|(cache, degree)| {
             let fit = (Reverse(degree.exact), Reverse(degree.repository_only), degree.beyond);
-            (fit, Reverse(cache.created), cache.name.clone(), cache.id.clone())
+            (fit, Reverse(cache.created), cache.name.as_str(), cache.id.as_str())
         })
 }
 

@@ -138,12 +138,12 @@ pub fn is_leaving(cache: &ImageCache) -> bool {
     cache.metadata.deletion_timestamp.is_some()
 }
 
-/// The caches of a host that it is not to hold. `wanted` are the ids of those that it is.
-pub fn strays(wanted: &BTreeSet<String>, host: &Host) -> Vec<String> {
+/// The caches of a host, of those with the ids `among`, that it is not to hold. `wanted` are the ids of those that it is.
+pub fn strays(among: &BTreeSet<String>, wanted: &BTreeSet<String>, host: &Host) -> Vec<String> {
     if !host.is_known || !host.is_connected {
         return Vec::new();
     }
-    host.caches.keys().filter(|id| !wanted.contains(*id)).cloned().collect()
+    among.difference(wanted).filter(|id| host.caches.contains_key(*id)).cloned().collect()
 }
 
 /// When an object that is deleted may go: once every host that can be reached has forgotten the cache. A host that is away
@@ -306,9 +306,12 @@ mod tests {
         let wanted = BTreeSet::from([identity::image_cache_id("uid")]);
         let mut host = host(Some((CachePhase::Ready, "nginx:1")));
         host.caches.insert("imc-stray".to_owned(), CacheState::default());
-        assert_eq!(strays(&wanted, &host), ["imc-stray"]);
+        let among =
+            BTreeSet::from(["imc-stray".to_owned(), "imc-elsewhere".to_owned(), identity::image_cache_id("uid")]);
+        assert_eq!(strays(&among, &wanted, &host), ["imc-stray"]);
+        assert_eq!(strays(&wanted, &BTreeSet::new(), &host), [identity::image_cache_id("uid")]);
         host.is_known = false;
-        assert_eq!(strays(&wanted, &host), Vec::<String>::new());
+        assert_eq!(strays(&among, &wanted, &host), Vec::<String>::new());
     }
 
     #[test]

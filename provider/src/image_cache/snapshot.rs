@@ -3,6 +3,7 @@
 //! The image caches as a pod sees them that is about to start: for each virtual node, which caches serve there.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::automatic;
 use super::hosts::{Host, serves};
@@ -27,8 +28,8 @@ pub struct Snapshot {
 pub struct NodeCaches {
     /// Whether its host has said what it holds.
     pub is_known: bool,
-    /// All caches, serving here or not.
-    pub candidates: Vec<Candidate>,
+    /// All caches, serving here or not, in the order of their names.
+    pub candidates: Vec<Arc<Candidate>>,
 }
 
 impl Snapshot {
@@ -38,19 +39,48 @@ impl Snapshot {
     }
 }
 
-/// Takes the snapshot. `caches` is nothing until the objects are known.
-pub fn take(caches: Option<&BTreeMap<String, ImageCache>>, hosts: &BTreeMap<String, Host>) -> Snapshot {
+/// Takes the snapshot. `caches`, in the order of their names, are nothing until the objects are known.
+pub fn take(caches: Option<Vec<&ImageCache>>, hosts: &BTreeMap<String, Host>) -> Snapshot {
+    let is_known = caches.is_some();
+    let caches: Vec<&ImageCache> = caches.into_iter().flatten().filter(|cache| !is_leaving(cache)).collect();
     let of_host = |host: &Host| NodeCaches {
         is_known: host.is_known,
-        candidates: caches
-            .iter()
-            .flat_map(|caches| caches.values())
-            .filter(|cache| !is_leaving(cache))
-            .map(|cache| candidate(cache, host))
-            .collect(),
+        candidates: caches.iter().map(|cache| Arc::new(candidate(cache, host))).collect(),
     };
     let nodes = hosts.iter().map(|(node, host)| (node.clone(), of_host(host))).collect();
-    Snapshot { is_known: caches.is_some(), nodes }
+    Snapshot { is_known, nodes }
+}
+
+/// Takes the object of this name into a snapshot as it is now, or its absence. Whether that changes anything; where it does
+/// not, the snapshot is not copied.
+pub fn retake(
+    snapshot: &mut Arc<Snapshot>,
+    name: &str,
+    cache: Option<&ImageCache>,
+    hosts: &BTreeMap<String, Host>,
+) -> bool {
+    let cache = cache.filter(|cache| !is_leaving(cache));
+    let mut is_new = false;
+    for (node, host) in hosts {
+        let Some(known) = snapshot.nodes.get(node) else { continue };
+        let at = known.candidates.binary_search_by(|known| known.name.as_str().cmp(name));
+        let candidate = cache.map(|cache| candidate(cache, host));
+        let is_same = match (at, &candidate) {
+            (Ok(at), Some(candidate)) => known.candidates.get(at).is_some_and(|known| **known == *candidate),
+            (Err(_), None) => true,
+            (Ok(_), None) | (Err(_), Some(_)) => false,
+        };
+        if is_same {
+            continue;
+        }
+        is_new = true;
+        let Some(known) = Arc::make_mut(snapshot).nodes.get_mut(node) else { continue };
+        match at {
+            Ok(at) => drop(known.candidates.splice(at..=at, candidate.map(Arc::new))),
+            Err(at) => drop(known.candidates.splice(at..at, candidate.map(Arc::new))),
+        }
+    }
+    is_new
 }
 
 fn candidate(cache: &ImageCache, host: &Host) -> Candidate {
@@ -113,7 +143,7 @@ mod tests {
             Host { is_known: true, is_connected: true, caches: [(id.clone(), state)].into(), ..Host::default() };
         let other = Host { is_known: true, ..Host::default() };
         let hosts = [("a".to_owned(), holding), ("b".to_owned(), other), ("c".to_owned(), Host::default())].into();
-        let snapshot = take(Some(&caches), &hosts);
+        let snapshot = take(Some(caches.values().collect()), &hosts);
         let candidate = &snapshot.of("a").unwrap().candidates[0];
         assert_eq!((candidate.id.as_str(), &candidate.standing), (id.as_str(), &Standing::Serving));
         assert_eq!(candidate.images[0].size, 7);

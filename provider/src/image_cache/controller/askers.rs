@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 
 use super::ImageCacheController;
+use super::agenda::Spot;
 use crate::cluster::{ClusterError, EventNote, EventRecorder, Source};
 use crate::custom_resource::{ImageCache, Phase};
 use crate::image_cache::automatic::{self, Answer, Ask};
@@ -59,7 +60,10 @@ impl ImageCacheController {
             record(&self.around.events, &ask.pod, auto_create_failed(&quota::refusal(self.around.most)));
             return;
         };
-        self.evicted.extend(room);
+        for name in room {
+            self.agenda.touch(Spot::Object(name.clone()));
+            self.evicted.insert(name);
+        }
         let job = jobs::create(self.around.api.clone(), ask.cache.clone(), replaced);
         let subject = Subject::Create { image_set: ask.image_set.clone() };
         let pods = vec![ask.pod.clone()];
@@ -70,7 +74,7 @@ impl ImageCacheController {
     /// Asks anew for what had to wait for an object of its name to go.
     pub(super) fn ask_again(&mut self, now: Timestamp) {
         let Some(caches) = &self.caches else { return };
-        let is_free = |name: &String, _: &mut Creating| !caches.contains_key(name);
+        let is_free = |name: &String, _: &mut Creating| !caches.has(name);
         let free: Vec<Creating> = self.askers.waiting.extract_if(.., is_free).map(|(_, creating)| creating).collect();
         for Creating { ask, pods } in free {
             for pod in pods {
@@ -82,7 +86,7 @@ impl ImageCacheController {
     /// The objects that are being made, by the names that they will have.
     pub(super) fn in_the_making(&self) -> impl Iterator<Item = &str> {
         let names = self.askers.creating.values().filter_map(|creating| creating.ask.cache.metadata.name.as_deref());
-        names.filter(|name| self.caches.as_ref().is_none_or(|caches| !caches.contains_key(*name)))
+        names.filter(|name| self.caches.as_ref().is_none_or(|caches| !caches.has(name)))
     }
 
     /// The object of an automatic cache is there, or could not be made.
@@ -96,8 +100,8 @@ impl ImageCacheController {
                 }
                 let name = cache.metadata.name.clone().unwrap_or_default();
                 self.askers.building.entry(name.clone()).or_default().extend(pods);
-                if let Some(caches) = &mut self.caches {
-                    caches.entry(name).or_insert(*cache);
+                if self.caches.as_ref().is_some_and(|caches| !caches.has(&name)) {
+                    self.put(*cache);
                 }
             }
             Err(ClusterError::Conflict { .. }) => {
@@ -132,10 +136,8 @@ impl ImageCacheController {
         let Some(caches) = &self.caches else { return };
         let events = &self.around.events;
         self.askers.building.retain(|name, pods| {
-            let status = match caches.get(name).filter(|cache| !is_leaving(cache)) {
-                Some(cache) => cache.status.clone().unwrap_or_default(),
-                None => return false,
-            };
+            let Some(cache) = caches.get(name).filter(|cache| !is_leaving(cache)) else { return false };
+            let Some(status) = &cache.status else { return true };
             match status.phase {
                 Phase::Pending | Phase::Creating => true,
                 Phase::Ready | Phase::Updating | Phase::UpdateFailed => false,

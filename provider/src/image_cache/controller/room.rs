@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use jiff::Timestamp;
 
 use super::ImageCacheController;
+use super::objects::Objects;
 use crate::custom_resource::{ImageCache, Phase};
 use crate::image_cache::plan::{id_of, is_leaving};
 use crate::image_cache::quota::{self, Counted, Plan};
@@ -14,7 +15,9 @@ use crate::image_cache::status::has_failed;
 impl ImageCacheController {
     /// Which caches are refused, and which go.
     pub(super) fn room(&self, now: Timestamp) -> Plan {
-        if self.around.most == 0 {
+        // What follows walks over all.
+        let there = self.caches.as_ref().map_or(0, |caches| caches.len());
+        if self.around.most == 0 || there + self.in_the_making().count() <= self.around.most {
             return Plan::default();
         }
         quota::plan(&self.counted(now), self.around.most)
@@ -33,7 +36,7 @@ impl ImageCacheController {
     /// All caches that take up room; those too that are about to come, so that nobody else takes what was freed for them.
     fn counted(&self, now: Timestamp) -> Vec<Counted> {
         let told: BTreeSet<&str> = self.told.keys().map(|(_, id)| id.as_str()).collect();
-        let caches = self.caches.iter().flat_map(|caches| caches.values());
+        let caches = self.caches.iter().flat_map(Objects::values);
         let stays = |cache: &&ImageCache| {
             !is_leaving(cache) && cache.metadata.name.as_ref().is_none_or(|name| !self.evicted.contains(name))
         };

@@ -20,6 +20,7 @@ mod lasting;
 mod leaving;
 mod room;
 mod told;
+mod touched;
 
 struct Bench {
     cluster: Arc<FakeCluster>,

@@ -36,7 +36,7 @@ async fn a_host_lost_in_mid_build_is_not_waited_for_and_goes_on_when_it_is_back(
         while let Some(done) = controller.jobs.join_next_with_id().await {
             controller.take_done(done);
         }
-        let status = controller.caches.as_ref().unwrap()["c"].status.clone().unwrap_or_default();
+        let status = controller.caches.as_ref().unwrap().get("c").unwrap().status.clone().unwrap_or_default();
         (status.phase, status.reason, wake)
     };
     controller.take_heard("a", Heard::Change(CacheChange::List(vec![creating.clone()])), start);
