@@ -211,6 +211,21 @@ impl Process {
         self.record.pid
     }
 
+    /// How it was started, as the kernel tells it, but for variables: it has those of whoever started it.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn spec(&self) -> Result<Spec, ProcessError> {
+        let path = PathBuf::from(format!("/proc/{}/cmdline", self.record.pid));
+        let text = fs::read(&path).map_err(|source| ProcessError::File { path: path.clone(), source })?;
+        let mut words = text.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned());
+        let program = words.next().unwrap_or_default();
+        let mut args: Vec<String> = words.collect();
+        // Each word ends with a zero, the last too.
+        args.pop();
+        Ok(Spec { args, ..Spec::new(&self.name, &self.dir, program) })
+    }
+
     /// Where its outputs go.
     #[must_use]
     pub fn log_file(&self) -> PathBuf {

@@ -5,7 +5,7 @@
 use crate::bench::{large_image, pods, trace};
 use crate::console::{blocking_step, step};
 use crate::larder::{Agent, Provider};
-use crate::process::{self, Process};
+use crate::process::{self, Process, Spec};
 use crate::up::layout::{Layout, Settings};
 use crate::{down, kept_store, manifests, workspace};
 use anyhow::{Context, Result, ensure};
@@ -14,6 +14,7 @@ use kube::Client;
 use kube::api::{Api, ListParams};
 use kube::runtime::wait::await_condition;
 use std::fs;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 use tokio::process::Command;
 
@@ -21,6 +22,8 @@ use tokio::process::Command;
 pub(super) const NAMESPACE: &str = "larder-bench";
 /// How long the cluster gets to act on an object.
 const DEADLINE: Duration = Duration::from_secs(60);
+/// How long the provider gets to end by itself.
+const GRACE: Duration = Duration::from_secs(20);
 
 /// The ground that a bench stands on.
 pub(super) struct Ground {
@@ -30,6 +33,8 @@ pub(super) struct Ground {
     pub(super) client: Client,
     /// The agent that is measured. Its own store waits beside its place for the end.
     agent: Agent,
+    /// How the provider was started, where a bench has started it otherwise since.
+    provider: Option<Spec>,
     brought_up: bool,
 }
 
@@ -51,7 +56,7 @@ impl Ground {
             ensure_unused(&client, &agent.node).await?;
         }
         let agent = trace::logging_steps(agent);
-        let ground = Self { layout, settings, client, agent, brought_up };
+        let ground = Self { layout, settings, client, agent, provider: None, brought_up };
         ground.take_node().await?;
         Ok(ground)
     }
@@ -76,12 +81,36 @@ impl Ground {
         self.stop_agent().await?;
         remove(&self.agent.root)?;
         self.agent.start()?;
-        pods::first(self).await.context("run a first pod on the fresh node")
+        pods::first(self, self.node()).await.context("run a first pod on the fresh node")
     }
 
     async fn stop_agent(&self) -> Result<()> {
         let agent = self.agent.clone();
         tokio::task::spawn_blocking(move || down::end_agent(&agent)).await.context("stopping the agent panicked")?
+    }
+
+    /// Where everything lies.
+    pub(super) fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// The address of the nodes.
+    pub(super) fn node_ip(&self) -> Ipv4Addr {
+        self.settings.node_ip
+    }
+
+    /// Starts the provider with further flags, and waits until the node runs a pod. [`Self::leave`] takes them back.
+    pub(super) async fn restart_provider(&mut self, flags: &[String]) -> Result<()> {
+        let spec = match &self.provider {
+            Some(spec) => spec.clone(),
+            None => self.provider_process()?.spec()?,
+        };
+        self.provider = Some(spec.clone());
+        let mut changed = spec;
+        changed.args.extend_from_slice(flags);
+        let start = move || process::ensure(&changed, GRACE).map(drop).context("start the provider");
+        tokio::task::spawn_blocking(start).await.context("starting the provider panicked")??;
+        pods::first(self, self.node()).await.context("run a first pod with the provider that was started anew")
     }
 
     /// The agent's process.
@@ -123,6 +152,9 @@ impl Ground {
             manifests::delete(&self.client, &namespace, NAMESPACE).await?;
             self.stop_agent().await?;
             kept_store::put_back(&self.agent.root)?;
+            if let Some(spec) = &self.provider {
+                process::ensure(spec, GRACE).context("start the provider as it was")?;
+            }
             if self.brought_up {
                 return Ok(());
             }

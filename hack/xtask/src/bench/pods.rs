@@ -5,6 +5,7 @@ use super::ground::{Ground, NAMESPACE};
 use crate::conditions::pod_is_ready;
 use crate::images::BUSYBOX;
 use anyhow::{Context, Result, bail, ensure};
+use futures::future::try_join_all;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::Pod;
@@ -43,6 +44,8 @@ pub(super) enum From {
     Registry,
     /// From the image cache of this id.
     Cache(String),
+    /// From the image cache that matches best.
+    Matched,
 }
 
 /// A kind of pod.
@@ -65,8 +68,13 @@ pub(super) struct Starter {
 }
 
 impl Starter {
-    /// Its watch is up when this returns.
+    /// For the node that is measured. Its watch is up when this returns.
     pub(super) async fn new(ground: &Ground) -> Result<Self> {
+        Self::on(ground, ground.node()).await
+    }
+
+    /// For a node. Its watch is up when this returns.
+    pub(super) async fn on(ground: &Ground, node: &str) -> Result<Self> {
         let pods: Api<Pod> = Api::namespaced(ground.client.clone(), NAMESPACE);
         let mut events = watcher(pods.clone(), watcher::Config::default().labels(LABEL)).boxed();
         while let Some(event) = tokio::time::timeout(DEADLINE, events.try_next()).await?? {
@@ -74,17 +82,16 @@ impl Starter {
                 break;
             }
         }
-        Ok(Self { pods, node: ground.node().to_owned(), events, started: 0 })
+        Ok(Self { pods, node: node.to_owned(), events, started: 0 })
     }
 
     /// Creates a pod and waits until it is seen Ready. Returns its name and the time that took.
     pub(super) async fn start(&mut self, kind: &Kind) -> Result<(String, Duration)> {
-        self.started += 1;
-        let name = format!("bench-{}", self.started);
+        let name = self.name();
         let pod = pod(&name, kind, &self.node)?;
         let begin = Instant::now();
         self.pods.create(&PostParams::default(), &pod).await.with_context(|| format!("create pod {name}"))?;
-        match tokio::time::timeout(DEADLINE, self.seen_ready(&name)).await {
+        match tokio::time::timeout(DEADLINE, self.seen_ready(BTreeSet::from([name.clone()]))).await {
             Ok(seen) => Ok((name, seen?.duration_since(begin))),
             Err(_) => {
                 let pod = self.pods.get_status(&name).await?;
@@ -93,13 +100,35 @@ impl Starter {
         }
     }
 
-    async fn seen_ready(&mut self, name: &str) -> Result<Instant> {
+    /// Creates so many pods at once and waits until all are seen Ready. Returns their names and the time that took.
+    pub(super) async fn start_at_once(&mut self, kind: &Kind, count: usize) -> Result<(Vec<String>, Duration)> {
+        let names: Vec<String> = (0..count).map(|_| self.name()).collect();
+        let pods = names.iter().map(|name| pod(name, kind, &self.node)).collect::<Result<Vec<Pod>>>()?;
+        let begin = Instant::now();
+        let params = PostParams::default();
+        try_join_all(pods.iter().map(|pod| self.pods.create(&params, pod))).await.context("create pods")?;
+        let seen = tokio::time::timeout(DEADLINE, self.seen_ready(names.iter().cloned().collect())).await;
+        let seen = seen.with_context(|| format!("not all of {count} pods are Ready after {DEADLINE:?}"))??;
+        Ok((names, seen.duration_since(begin)))
+    }
+
+    fn name(&mut self) -> String {
+        self.started += 1;
+        format!("bench-{}", self.started)
+    }
+
+    /// When the last of these was seen Ready.
+    async fn seen_ready(&mut self, mut missing: BTreeSet<String>) -> Result<Instant> {
         while let Some(event) = self.events.try_next().await? {
             let (Event::Apply(pod) | Event::InitApply(pod)) = event else { continue };
-            if pod.name_any() != name {
+            let name = pod.name_any();
+            if !missing.contains(&name) {
                 continue;
             }
             if pod_is_ready(&pod) {
+                missing.remove(&name);
+            }
+            if missing.is_empty() {
                 return Ok(Instant::now());
             }
             let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
@@ -108,20 +137,27 @@ impl Starter {
         bail!("the watch of pods ended")
     }
 
-    /// Deletes a pod and waits until it is gone.
-    pub(super) async fn remove(&mut self, name: &str) -> Result<()> {
-        self.pods.delete(name, &DeleteParams::default()).await.with_context(|| format!("delete pod {name}"))?;
+    /// Deletes pods at once and waits until all are gone.
+    pub(super) async fn remove_all(&mut self, names: Vec<String>) -> Result<()> {
+        let params = DeleteParams::default();
+        try_join_all(names.iter().map(|name| self.pods.delete(name, &params))).await.context("delete pods")?;
+        let mut left: BTreeSet<String> = names.into_iter().collect();
         let gone = async {
-            while let Some(event) = self.events.try_next().await? {
-                if matches!(&event, Event::Delete(pod) if pod.name_any() == name) {
-                    return Ok(());
+            while !left.is_empty() {
+                match self.events.try_next().await? {
+                    Some(Event::Delete(pod)) => drop(left.remove(&pod.name_any())),
+                    Some(Event::Apply(_) | Event::Init | Event::InitApply(_) | Event::InitDone) => {}
+                    None => bail!("the watch of pods ended"),
                 }
             }
-            bail!("the watch of pods ended")
+            Ok(())
         };
-        tokio::time::timeout(DEADLINE, gone)
-            .await
-            .with_context(|| format!("pod {name} is not gone after {DEADLINE:?}"))?
+        tokio::time::timeout(DEADLINE, gone).await.with_context(|| format!("pods are not gone after {DEADLINE:?}"))?
+    }
+
+    /// Deletes a pod and waits until it is gone.
+    pub(super) async fn remove(&mut self, name: &str) -> Result<()> {
+        self.remove_all(vec![name.to_owned()]).await
     }
 }
 
@@ -130,6 +166,7 @@ fn pod(name: &str, kind: &Kind, node: &str) -> Result<Pod> {
     let annotations = match &kind.from {
         From::Registry => json!({ "k8s.aliyun.com/eci-auto-imc": "false" }),
         From::Cache(id) => json!({ "k8s.aliyun.com/eci-imc-id": id }),
+        From::Matched => json!({ "k8s.aliyun.com/eci-auto-imc": "true" }),
     };
     let mut spec = json!({
         "restartPolicy": "Never",
@@ -159,9 +196,9 @@ fn status(pod: &Pod) -> String {
 }
 
 /// Runs a small pod on a node that has just started, so that every connection is up, and removes it.
-pub(super) async fn first(ground: &Ground) -> Result<()> {
+pub(super) async fn first(ground: &Ground, node: &str) -> Result<()> {
     let kind = Kind { image: BUSYBOX.to_owned(), from: From::Registry, placed: Placed::Directly };
-    let mut starter = Starter::new(ground).await?;
+    let mut starter = Starter::on(ground, node).await?;
     let (name, _) = starter.start(&kind).await?;
     starter.remove(&name).await
 }
@@ -181,9 +218,9 @@ pub(super) async fn remove_all(client: &Client) -> Result<()> {
         tokio::time::timeout(DEADLINE, gone).await.with_context(|| format!("pod {name} is not gone"))??;
     }
     let caches = image_caches(client).await?;
+    caches.delete_collection(&DeleteParams::default(), &left).await.context("delete image caches")?;
     for cache in caches.list(&left).await? {
         let name = cache.name_any();
-        drop(caches.delete(&name, &DeleteParams::default()).await);
         let gone = await_condition(caches.clone(), &name, |cache: Option<&DynamicObject>| cache.is_none());
         tokio::time::timeout(DEADLINE, gone).await.with_context(|| format!("image cache {name} is not gone"))??;
     }
@@ -197,15 +234,20 @@ pub(super) async fn image_caches(client: &Client) -> Result<Api<DynamicObject>> 
     Ok(Api::all_with(client.clone(), &resource))
 }
 
-/// Makes an image cache of one image and waits until it is Ready. Returns its id and the time that took.
-pub(super) async fn make_cache(ground: &Ground, name: &str, image: &str) -> Result<(String, Duration)> {
+/// A made image cache.
+pub(super) struct Made {
+    /// Its id.
+    pub(super) id: String,
+    /// From just before its creation until it was seen Ready.
+    pub(super) took: Duration,
+    /// When it was seen Ready.
+    pub(super) seen: Instant,
+}
+
+/// Makes an image cache of one image and waits until it is seen Ready.
+pub(super) async fn make_cache(ground: &Ground, name: &str, image: &str) -> Result<Made> {
     let caches = image_caches(&ground.client).await?;
-    let object: DynamicObject = serde_json::from_value(json!({
-        "apiVersion": "eci.alibabacloud.com/v1",
-        "kind": "ImageCache",
-        "metadata": { "name": name, "labels": { LABEL: "true" } },
-        "spec": { "images": [image] },
-    }))?;
+    let object = cache_object(name, image)?;
     let begin = Instant::now();
     caches.create(&PostParams::default(), &object).await.with_context(|| format!("create image cache {name}"))?;
     let over = await_condition(caches.clone(), name, |cache: Option<&DynamicObject>| {
@@ -215,14 +257,26 @@ pub(super) async fn make_cache(ground: &Ground, name: &str, image: &str) -> Resu
         .await
         .with_context(|| format!("image cache {name} is not Ready after {DEADLINE:?}"))??
         .context("the image cache is gone")?;
-    let took = begin.elapsed();
+    let seen = Instant::now();
     match (field(&cache, "phase"), field(&cache, "imageCacheId")) {
-        (Some("Ready"), Some(id)) => Ok((id.to_owned(), took)),
+        (Some("Ready"), Some(id)) => Ok(Made { id: id.to_owned(), took: seen.duration_since(begin), seen }),
         _ => bail!("image cache {name} is not Ready: {}", cache.data.get("status").unwrap_or(&Value::Null)),
     }
 }
 
-fn field<'a>(cache: &'a DynamicObject, name: &str) -> Option<&'a str> {
+/// An image cache of one image, as the bench makes them.
+pub(super) fn cache_object(name: &str, image: &str) -> Result<DynamicObject> {
+    let object = json!({
+        "apiVersion": "eci.alibabacloud.com/v1",
+        "kind": "ImageCache",
+        "metadata": { "name": name, "labels": { LABEL: "true" } },
+        "spec": { "images": [image] },
+    });
+    serde_json::from_value(object).context("make an image cache")
+}
+
+/// A text of a cache's status.
+pub(super) fn field<'a>(cache: &'a DynamicObject, name: &str) -> Option<&'a str> {
     cache.data.get("status")?.get(name)?.as_str()
 }
 

@@ -6,15 +6,15 @@
 //! `ctr run --detach` here. The two take turns, and each case's first run is dropped. `hack/bench start` measures the whole
 //! way of a pod through the API server.
 
-mod account;
+pub(super) mod account;
 mod case;
 mod containerd;
-mod disk;
+pub(super) mod disk;
 mod engine;
 mod goals;
 mod ground;
 mod larder;
-mod remains;
+pub(super) mod remains;
 
 use super::Row;
 use super::calibration;

@@ -92,9 +92,7 @@ pub(super) fn table(rows: &[Row]) -> String {
     table.set_header(["case", "side", "unit", "n", "p50", "p90", "p99", "min", "max"]);
     for row in rows {
         let mut cells = vec![row.case.clone(), row.side.clone(), row.unit.clone(), row.n.to_string()];
-        // A ratio says nothing with one digit.
-        let digits = if row.unit == "x" || row.unit == "s" { 2 } else { 1 };
-        cells.extend([row.p50, row.p90, row.p99, row.min, row.max].map(|value| format!("{value:.digits$}")));
+        cells.extend([row.p50, row.p90, row.p99, row.min, row.max].map(|value| shown(row, value)));
         table.add_row(cells);
     }
     for column in 3..9 {
@@ -103,6 +101,12 @@ pub(super) fn table(rows: &[Row]) -> String {
         }
     }
     table.to_string()
+}
+
+/// A value as people read it: a ratio says nothing with one digit, nor does what takes less than a unit.
+pub(super) fn shown(row: &Row, value: f64) -> String {
+    let digits = if row.p50 < 1.0 { 3 } else { usize::from(row.unit == "x" || row.unit == "s") + 1 };
+    format!("{value:.digits$}")
 }
 
 #[cfg(test)]

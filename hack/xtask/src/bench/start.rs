@@ -43,8 +43,7 @@ pub(super) async fn run(ground: &Ground, counts: Counts, only: &str, rows: &mut 
     }
     ground.fresh_store().await?;
     let image = ground.image(LARGE_GZIP);
-    let (id, _) = make_cache(ground, "larder-bench", &image).await?;
-    let hit = From::Cache(id);
+    let hit = From::Cache(make_cache(ground, "larder-bench", &image).await?.id);
     for (case, from, placed) in [
         ("warm store", From::Registry, Placed::Directly),
         ("cache hit", hit.clone(), Placed::Directly),
@@ -108,6 +107,6 @@ async fn repeat(ground: &Ground, case: &str, kind: &Kind, starts: usize) -> Resu
     .await
 }
 
-fn milliseconds(time: Duration) -> f64 {
+pub(super) fn milliseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1000.0
 }

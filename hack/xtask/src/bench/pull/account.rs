@@ -10,13 +10,13 @@ use crate::bench::memory::kilobytes;
 use crate::mounts::{self, Mount};
 
 /// The cgroup of what is measured; only one engine runs at a time.
-pub(super) const CGROUP: &str = "larder-bench";
+pub(in crate::bench) const CGROUP: &str = "larder-bench";
 /// Below it: the cgroup of the containers.
-pub(super) const PODS: &str = "larder-bench/pods";
+pub(in crate::bench) const PODS: &str = "larder-bench/pods";
 
 /// The engine's cgroup in the hierarchy that counts CPU time.
 #[derive(Debug)]
-pub(super) struct Account {
+pub(in crate::bench) struct Account {
     dir: PathBuf,
     /// The file with the time, and nanoseconds in one unit of it.
     usage: (PathBuf, u64),
@@ -24,7 +24,7 @@ pub(super) struct Account {
 
 impl Account {
     /// Opens one.
-    pub(super) fn open() -> anyhow::Result<Self> {
+    pub(in crate::bench) fn open() -> anyhow::Result<Self> {
         let (mount, version) = hierarchy(&mounts::read()?).context("no cgroup hierarchy counts CPU time")?;
         let dir = mount.join(CGROUP);
         // Processes are in a leaf of their own: version 2 allows none beside cgroups.
@@ -38,17 +38,17 @@ impl Account {
     }
 
     /// The file that a process writes 0 to, to be counted.
-    pub(super) fn processes(&self) -> PathBuf {
+    pub(in crate::bench) fn processes(&self) -> PathBuf {
         self.dir.join("engine/cgroup.procs")
     }
 
     /// Counts this process from now on, and what it starts.
-    pub(super) fn admit(&self, pid: i32) -> anyhow::Result<()> {
+    pub(in crate::bench) fn admit(&self, pid: i32) -> anyhow::Result<()> {
         fs::write(self.processes(), pid.to_string()).with_context(|| format!("put process {pid} into {CGROUP}"))
     }
 
     /// CPU time of all, those that have ended among them.
-    pub(super) fn cpu(&self) -> anyhow::Result<Duration> {
+    pub(in crate::bench) fn cpu(&self) -> anyhow::Result<Duration> {
         let (path, unit) = &self.usage;
         let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
         let units = first_number(&text).with_context(|| format!("{} has no number", path.display()))?;
@@ -76,12 +76,12 @@ fn first_number(text: &str) -> Option<u64> {
 }
 
 /// The greatest resident memory of a process from now on.
-pub(super) fn reset_peak(pid: i32) -> anyhow::Result<()> {
+pub(in crate::bench) fn reset_peak(pid: i32) -> anyhow::Result<()> {
     fs::write(format!("/proc/{pid}/clear_refs"), "5").with_context(|| format!("reset the peak memory of process {pid}"))
 }
 
 /// The greatest resident memory since the last reset, in MiB.
-pub(super) fn peak_mebibytes(pid: i32) -> anyhow::Result<f64> {
+pub(in crate::bench) fn peak_mebibytes(pid: i32) -> anyhow::Result<f64> {
     let path = format!("/proc/{pid}/status");
     Ok(kilobytes(&path, "VmHWM:")? / 1024.0)
 }

@@ -20,19 +20,19 @@ const SIZE: u64 = 16 << 30;
 
 /// A mounted file system.
 #[derive(Debug)]
-pub(super) struct Disk {
+pub(in crate::bench) struct Disk {
     file: PathBuf,
     root: PathBuf,
 }
 
 impl Disk {
     /// The one in this folder, whether or not it is there.
-    pub(super) fn in_folder(folder: &Path) -> Self {
+    pub(in crate::bench) fn in_folder(folder: &Path) -> Self {
         Self { file: folder.join("disk.ext4"), root: folder.join("disk") }
     }
 
     /// Makes one in this folder.
-    pub(super) fn fresh(folder: &Path) -> anyhow::Result<Self> {
+    pub(in crate::bench) fn fresh(folder: &Path) -> anyhow::Result<Self> {
         let disk = Self::in_folder(folder);
         disk.remove()?;
         fs::create_dir_all(&disk.root).with_context(|| format!("create {}", disk.root.display()))?;
@@ -48,12 +48,12 @@ impl Disk {
     }
 
     /// Where it is mounted.
-    pub(super) fn root(&self) -> &Path {
+    pub(in crate::bench) fn root(&self) -> &Path {
         &self.root
     }
 
     /// Unmounts it, if it is mounted, and removes its file.
-    pub(super) fn remove(&self) -> anyhow::Result<()> {
+    pub(in crate::bench) fn remove(&self) -> anyhow::Result<()> {
         while is_mount(&self.root)? {
             run(Command::new("umount").arg(&self.root))?;
         }
@@ -82,7 +82,7 @@ fn run(command: &mut Command) -> anyhow::Result<String> {
 
 /// Bytes that the files below a folder take on their file system; what is mounted there is not counted, and a file with
 /// several names once.
-pub(super) fn used_bytes(folder: &Path) -> anyhow::Result<u64> {
+pub(in crate::bench) fn used_bytes(folder: &Path) -> anyhow::Result<u64> {
     let own = fs::symlink_metadata(folder).with_context(|| format!("look at {}", folder.display()))?.dev();
     let (mut bytes, mut seen, mut folders) = (0, HashSet::new(), vec![folder.to_owned()]);
     while let Some(folder) = folders.pop() {

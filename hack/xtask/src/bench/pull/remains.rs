@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -15,43 +16,53 @@ use crate::up::layout::Layout;
 use crate::{down, process, registry};
 
 /// What containerd's process is called here.
-pub(super) const CONTAINERD: &str = "bench-containerd";
+pub(in crate::bench) const CONTAINERD: &str = "bench-containerd";
+/// What the kubelet's process is called here.
+pub(in crate::bench) const KUBELET: &str = "bench-kubelet";
+/// The bridge of the kubelet's pods.
+pub(in crate::bench) const BRIDGE: &str = "larderbench0";
 /// How long a daemon gets to end by itself.
 const GRACE: Duration = Duration::from_secs(20);
 
 /// The folder of the disks.
-pub(super) fn folder(layout: &Layout) -> PathBuf {
+pub(in crate::bench) fn folder(layout: &Layout) -> PathBuf {
     layout.state().join("bench")
 }
 
 /// The pid file and the log of the registry.
-pub(super) fn registry(layout: &Layout) -> PathBuf {
+pub(in crate::bench) fn registry(layout: &Layout) -> PathBuf {
     folder(layout).join("registry")
 }
 
 /// containerd's sockets and what it knows of running containers, on tmpfs.
-pub(super) fn containerd_state(layout: &Layout) -> PathBuf {
+pub(in crate::bench) fn containerd_state(layout: &Layout) -> PathBuf {
     // Beside the run folders of the agents, which are named by numbers.
     let agents = layout.agent(0).run_dir;
     agents.with_file_name("bench-containerd")
 }
 
 /// Ends the agent, its pods and all that they left, but for the store.
-pub(super) fn end_agent(agent: &Agent) -> Result<()> {
+pub(in crate::bench) fn end_agent(agent: &Agent) -> Result<()> {
     down::end_agent(agent)?;
     down::clear_cgroup(CGROUP)
 }
 
-/// Ends containerd, its containers and all that they left, but for the store.
-pub(super) fn end_containerd(layout: &Layout) -> Result<()> {
+/// Ends containerd, a kubelet that drives it, their containers and all that they left, but for the store.
+pub(in crate::bench) fn end_containerd(layout: &Layout) -> Result<()> {
     // Its shims outlive it, and are in the cgroup with everything else.
-    if let Some(process) = process::find(&layout.run(), CONTAINERD) {
-        process.stop(GRACE)?;
+    for name in [KUBELET, CONTAINERD] {
+        if let Some(process) = process::find(&layout.run(), name) {
+            process.stop(GRACE)?;
+        }
     }
     down::clear_cgroup(CGROUP)?;
     let state = containerd_state(layout);
-    remove_shim_sockets(&state)?;
+    for namespace in ["default", "k8s.io"] {
+        remove_shim_sockets(&state.join("io.containerd.runtime.v2.task").join(namespace))?;
+    }
     down::unmount_below(&[&state])?;
+    // Fails when it is not there, which is what we want.
+    drop(Command::new("ip").args(["link", "delete", BRIDGE]).output());
     match fs::remove_dir_all(&state) {
         Err(err) if err.kind() != ErrorKind::NotFound => {
             return Err(err).with_context(|| format!("remove {}", state.display()));
@@ -67,8 +78,8 @@ pub(super) fn end_containerd(layout: &Layout) -> Result<()> {
 
 /// Shims that were killed leave their sockets in a folder that no flag moves, where those of a containerd of the machine's
 /// own are too. Each container's folder says which is its shim's.
-fn remove_shim_sockets(state: &Path) -> Result<()> {
-    let Ok(containers) = fs::read_dir(state.join("io.containerd.runtime.v2.task/default")) else { return Ok(()) };
+fn remove_shim_sockets(containers: &Path) -> Result<()> {
+    let Ok(containers) = fs::read_dir(containers) else { return Ok(()) };
     for container in containers.flatten() {
         let Ok(text) = fs::read(container.path().join("bootstrap.json")) else { continue };
         let Some(socket) = shim_socket(&text) else { continue };
