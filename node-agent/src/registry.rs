@@ -144,11 +144,22 @@ pub enum Resolve {
     DigestOnly,
 }
 
+/// What a registry has let a request in with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Entry {
+    /// Nothing, or what the node itself has: every pod of this host is let in likewise.
+    Anybody,
+    /// This login of whoever asked.
+    Login(Login),
+}
+
 /// What a reference stands for at this moment.
 #[derive(Debug, Clone)]
 pub struct Resolved {
     /// Digest of the manifest or index.
     pub digest: Digest,
+    /// What the request was let in with.
+    pub entry: Entry,
     /// Its bytes, verified, where they came with the answer.
     pub content: Option<Bytes>,
 }

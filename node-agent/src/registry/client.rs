@@ -9,7 +9,7 @@ use super::{
     hosts::{self, Endpoint, is_loopback},
     http::Http,
     node_logins::NodeLogins,
-    session::{Access, Session},
+    session::{Access, Logins, Session},
     token::Tokens,
 };
 
@@ -35,22 +35,11 @@ impl RegistryClient {
         }
     }
 
-    /// The logins for one endpoint: the pod's, then the node's own. Never empty; `None` is to go without one.
-    async fn logins(
-        &self,
-        access: &RegistryAccess,
-        host: &str,
-        repository: &str,
-        notes: &mut Vec<String>,
-    ) -> Vec<Option<Login>> {
-        let mut logins: Vec<Option<Login>> =
-            credentials::matching(&access.credentials, host, repository).into_iter().cloned().map(Some).collect();
-        for own in self.node_logins.matching(host, repository, notes).await {
-            if !logins.contains(&Some(own.clone())) {
-                logins.push(Some(own));
-            }
-        }
-        if logins.is_empty() { vec![None] } else { logins }
+    /// The logins for one endpoint: those of whoever asks, then the node's own.
+    async fn logins(&self, access: &RegistryAccess, host: &str, repository: &str, notes: &mut Vec<String>) -> Logins {
+        let brought: Vec<Login> =
+            credentials::matching(&access.credentials, host, repository).into_iter().cloned().collect();
+        Logins::new(brought, self.node_logins.matching(host, repository, notes).await)
     }
 }
 

@@ -22,7 +22,7 @@ use reqwest::{
 use tokio::time::Instant;
 
 use super::{
-    BlobStream, Login, RegistryError, Repository, Resolve, Resolved,
+    BlobStream, Entry, Login, RegistryError, Repository, Resolve, Resolved,
     answer::transport,
     blob::{self, Answer, BlobClient},
     challenge::Challenge,
@@ -51,12 +51,35 @@ const ACCEPT: [&str; 5] = [
 /// How the media types of Docker's first format begin.
 const SCHEMA_ONE: &str = "application/vnd.docker.distribution.manifest.v1+";
 
+/// The logins for one endpoint, in the order in which they are tried.
+#[derive(Debug)]
+pub(super) struct Logins {
+    /// Never empty; `None` is to go without a login.
+    all: Vec<Option<Login>>,
+    /// So many of them came with whoever asks; the others are the node's own.
+    brought: usize,
+}
+
+impl Logins {
+    pub(super) fn new(brought: Vec<Login>, own: Vec<Login>) -> Self {
+        let own: Vec<Login> = own.into_iter().filter(|login| !brought.contains(login)).collect();
+        let count = brought.len();
+        let all: Vec<Option<Login>> = brought.into_iter().chain(own).map(Some).collect();
+        Self { all: if all.is_empty() { vec![None] } else { all }, brought: count }
+    }
+
+    /// What a request was let in with that was sent with the login at this place.
+    fn entry(&self, index: usize) -> Entry {
+        let brought = self.all.get(index).filter(|_| index < self.brought).cloned().flatten();
+        brought.map_or(Entry::Anybody, Entry::Login)
+    }
+}
+
 /// One endpoint and how we got in.
 #[derive(Debug)]
 pub(super) struct Access {
     endpoint: Endpoint,
-    /// Never empty; `None` is to go without a login.
-    logins: Vec<Option<Login>>,
+    logins: Logins,
     /// The login that was let in last.
     chosen: Mutex<Option<usize>>,
     blobs: Mutex<Option<BlobClient>>,
@@ -65,19 +88,19 @@ pub(super) struct Access {
 }
 
 impl Access {
-    pub(super) fn new(endpoint: Endpoint, logins: Vec<Option<Login>>) -> Self {
+    pub(super) fn new(endpoint: Endpoint, logins: Logins) -> Self {
         Self { endpoint, logins, chosen: Mutex::default(), blobs: Mutex::default(), refuses: AtomicBool::new(false) }
     }
 
     /// The login that is shown first.
     fn first_login(&self) -> Option<&Login> {
-        self.order().first().and_then(|&index| self.logins.get(index)).and_then(Option::as_ref)
+        self.order().first().and_then(|&index| self.logins.all.get(index)).and_then(Option::as_ref)
     }
 
     /// The logins, the one that works first.
     fn order(&self) -> Vec<usize> {
         let chosen = *self.chosen.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut order: Vec<usize> = (0..self.logins.len()).collect();
+        let mut order: Vec<usize> = (0..self.logins.all.len()).collect();
         order.sort_by_key(|&index| Some(index) != chosen);
         order
     }
@@ -143,7 +166,7 @@ impl Repository for Session {
             }
             access.refuses.store(true, Ordering::Relaxed);
         }
-        let response = self.request(access, Method::GET, &url, Some(offset).filter(|&offset| offset > 0)).await?;
+        let (response, _) = self.request(access, Method::GET, &url, Some(offset).filter(|&offset| offset > 0)).await?;
         access.refuses.store(false, Ordering::Relaxed);
         let begins = range::begin(promise(&response), offset, size).map_err(bad_promise)?;
         let (address, stall) = (url.clone(), self.http.stall());
@@ -247,12 +270,11 @@ impl Session {
         how: Resolve,
     ) -> Result<Resolved, RegistryError> {
         if how == Resolve::DigestOnly
-            && let Some(digest) = self.head_manifest(access, target, expected).await?
+            && let Some((digest, entry)) = self.head_manifest(access, target, expected).await?
         {
-            return Ok(Resolved { digest, content: None });
+            return Ok(Resolved { digest, entry, content: None });
         }
-        let (digest, content) = self.get_manifest(access, target, expected).await?;
-        Ok(Resolved { digest, content: Some(content) })
+        self.get_manifest(access, target, expected).await
     }
 
     fn url(&self, endpoint: &Endpoint, kind: &str, target: &str) -> String {
@@ -268,10 +290,10 @@ impl Session {
         access: &Access,
         target: &str,
         expected: Option<&Digest>,
-    ) -> Result<Option<Digest>, RegistryError> {
+    ) -> Result<Option<(Digest, Entry)>, RegistryError> {
         let url = self.url(&access.endpoint, "manifests", target);
-        let response = match self.request(access, Method::HEAD, &url, None).await {
-            Ok(response) => response,
+        let (response, entry) = match self.request(access, Method::HEAD, &url, None).await {
+            Ok(answered) => answered,
             Err(err) if err.is_transient() => return Err(err),
             Err(_) => return Ok(None),
         };
@@ -279,8 +301,8 @@ impl Session {
             (Some(&expected), Some(actual)) if actual != expected => {
                 Err(RegistryError::WrongDigest { url, expected, actual })
             }
-            (Some(&expected), Some(_) | None) => Ok(Some(expected)),
-            (None, told) => Ok(told),
+            (Some(&expected), Some(_) | None) => Ok(Some((expected, entry))),
+            (None, told) => Ok(told.map(|digest| (digest, entry))),
         }
     }
 
@@ -289,9 +311,9 @@ impl Session {
         access: &Access,
         target: &str,
         expected: Option<&Digest>,
-    ) -> Result<(Digest, Bytes), RegistryError> {
+    ) -> Result<Resolved, RegistryError> {
         let url = self.url(&access.endpoint, "manifests", target);
-        let response = self.request(access, Method::GET, &url, None).await?;
+        let (response, entry) = self.request(access, Method::GET, &url, None).await?;
         let promised = promised_digest(&response);
         let media_type = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
         // Its digest leaves out the signatures that it carries, so it would look like a lie.
@@ -303,31 +325,35 @@ impl Session {
         let actual = Digest::of(&content);
         match expected.or(promised.as_ref()) {
             Some(&expected) if expected != actual => Err(RegistryError::WrongDigest { url, expected, actual }),
-            Some(_) | None => Ok((actual, content)),
+            Some(_) | None => Ok(Resolved { digest: actual, entry, content: Some(content) }),
         }
     }
 
-    /// Sends a request with each login until one is let in.
+    /// Sends a request with each login until one is let in; says which.
     async fn request(
         &self,
         access: &Access,
         method: Method,
         url: &str,
         range_from: Option<u64>,
-    ) -> Result<Response, RegistryError> {
+    ) -> Result<(Response, Entry), RegistryError> {
         let mut first = None;
         for index in access.order() {
-            let Some(login) = access.logins.get(index) else { continue };
+            let Some(login) = access.logins.all.get(index) else { continue };
             match self.request_as(access, login.as_ref(), method.clone(), url, range_from).await {
-                Ok(response) => {
+                Ok((response, Shown::Nothing)) => {
                     access.choose(index);
-                    return Ok(response);
+                    return Ok((response, Entry::Anybody));
+                }
+                Ok((response, Shown::Login)) => {
+                    access.choose(index);
+                    return Ok((response, access.logins.entry(index)));
                 }
                 Err(err) if err.is_about_access() => first = Some(first.unwrap_or(err)),
                 Err(err) => return Err(err),
             }
         }
-        let count = access.logins.iter().flatten().count();
+        let count = access.logins.all.iter().flatten().count();
         Err(match first {
             Some(RegistryError::Unauthorized { method, url, status, message, .. }) => {
                 let notes = self.notes.clone();
@@ -345,7 +371,7 @@ impl Session {
         method: Method,
         url: &str,
         range_from: Option<u64>,
-    ) -> Result<Response, RegistryError> {
+    ) -> Result<(Response, Shown), RegistryError> {
         let key = self.token_key(access, login);
         let known = self.tokens.get(&key, Instant::now());
         let authorization = known.unwrap_or_else(|| first_authorization(login));
@@ -360,7 +386,7 @@ impl Session {
             login,
         };
         let refusal = match self.http.send(request(&authorization)).await {
-            Ok(response) => return Ok(response),
+            Ok(response) => return Ok((response, Shown::of(&authorization))),
             Err(refusal) => refusal,
         };
         let (RegistryError::Unauthorized { .. }, Some(challenge)) = (&refusal.error, refusal.challenge) else {
@@ -372,8 +398,9 @@ impl Session {
         };
         let response = self.http.send(request(&authorization)).await.map_err(|refusal| refusal.error)?;
         let now = Instant::now();
+        let shown = Shown::of(&authorization);
         self.tokens.put(key, authorization, now + life, now);
-        Ok(response)
+        Ok((response, shown))
     }
 
     fn token_key(&self, access: &Access, login: Option<&Login>) -> TokenKey {
@@ -399,6 +426,24 @@ impl Session {
                     token::fetch(&self.http, &access.endpoint, realm, service, &self.repository, login).await?;
                 Ok(Some((Authorization::Bearer(fetched.0), fetched.1)))
             }
+        }
+    }
+}
+
+/// What a request carried that was let in.
+#[derive(Debug, Clone, Copy)]
+enum Shown {
+    /// Nothing: the registry did not ask.
+    Nothing,
+    /// The login that it was sent with, or a token that was given for it.
+    Login,
+}
+
+impl Shown {
+    fn of(authorization: &Authorization) -> Self {
+        match authorization {
+            Authorization::Anonymous => Self::Nothing,
+            Authorization::Basic(..) | Authorization::Bearer(_) => Self::Login,
         }
     }
 }

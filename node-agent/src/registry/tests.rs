@@ -88,7 +88,10 @@ async fn logs_in_with_a_password_or_a_token_and_does_so_once() {
         let image: Reference = format!("{}/a:v1", registry.host()).parse().unwrap();
         for _ in 0..2 {
             let repository = client.open(&image, &access).await.unwrap();
-            repository.resolve("v1", Resolve::WithContent).await.unwrap();
+            for how in [Resolve::WithContent, Resolve::DigestOnly] {
+                let found = repository.resolve("v1", how).await.unwrap();
+                assert_eq!(found.entry, Entry::Login(login(&registry.host(), "me").login), "{door:?}");
+            }
             let stream = open_blob(&repository, &blob, 3, 0).await.unwrap();
             assert_eq!(read(stream).await.unwrap(), b"abc", "{door:?}");
         }
@@ -182,13 +185,28 @@ async fn tries_logins_in_order_and_says_how_many_were_refused() {
     let host = registry.host();
     let image = format!("{host}/a:v1");
     let all = access(vec![login("elsewhere.org", "x"), login(&host, "first"), login(&host, "second")]);
-    resolve(&client(None), &image, &all).await.unwrap();
+    let found = resolve(&client(None), &image, &all).await.unwrap();
+    assert_eq!(found.entry, Entry::Login(login(&host, "second").login));
     let wrong = access(vec![login(&host, "first"), login(&host, "third")]);
     let text = resolve(&client(None), &image, &wrong).await.unwrap_err().to_string();
     assert!(text.contains("401 Unauthorized: incorrect username or password; all 2 logins were refused"), "{text}");
     let text = resolve(&client(None), &image, &access(vec![])).await.unwrap_err().to_string();
     assert!(text.starts_with(&format!("unauthorized: GET http://{host}/")), "{text}");
     assert!(text.ends_with("no login fits this registry, check imagePullSecrets"), "{text}");
+}
+
+#[tokio::test]
+async fn who_needs_no_login_is_anybody() {
+    let registry = TestRegistry::start().await;
+    registry.put_manifest("a", "v1", &manifest());
+    let image = format!("{}/a:v1", registry.host());
+    let with = access(vec![login(&registry.host(), "me")]);
+    let without = access(vec![login("elsewhere.org", "me")]);
+    // The login is not asked for; and a token that everybody is given is nobody's.
+    for (door, access) in [(Door::Open, &with), (Door::Open, &without), (Door::Bearer(String::new(), None), &without)] {
+        registry.set_door(door.clone());
+        assert_eq!(resolve(&client(None), &image, access).await.unwrap().entry, Entry::Anybody, "{door:?}");
+    }
 }
 
 #[tokio::test]
