@@ -21,10 +21,14 @@ use tracing::{error, info};
 
 use self::tasks::Tasks;
 use crate::{
-    config::{Config, ConfigError, SnapshotterChoice},
+    config::{Config, ConfigError, SnapshotterChoice, VerificationPolicy},
     grpc::{self, ListenError, NodeReport, ServeError, Services},
     host::namespace,
-    image::{ImageConfig, ImageService, Images, pull_plan::Platform},
+    image::{
+        ImageConfig, ImageService, Images,
+        pull_plan::Platform,
+        verification::{self, AllowList, AllowListError},
+    },
     meters::Meters,
     metrics_server::MetricsServer,
     node::{self, HostFacts, NodeError},
@@ -93,6 +97,9 @@ pub enum AppError {
     /// The programs that give out registry logins.
     #[error("set up credential providers")]
     CredentialProviders(#[from] ProviderConfigError),
+    /// Images that every pod is given.
+    #[error(transparent)]
+    AllowList(#[from] AllowListError),
     /// The network.
     #[error("set up the pods' network")]
     Network(#[from] SandboxError),
@@ -317,9 +324,22 @@ async fn open_images(
         registry_bandwidth: config.registry_bandwidth,
         resume_over: config.resume_over,
         platform: Platform::host(),
+        rules: verification_rules(config)?,
         meters: meters.clone(),
     };
     Ok(ImageService::open(image_config, store, registries, snapshotter).await?)
+}
+
+fn verification_rules(config: &Config) -> Result<verification::Rules, AppError> {
+    use verification::Policy;
+    let policy = match config.image_pull_credentials_verification_policy {
+        VerificationPolicy::NeverVerify => Policy::NeverVerify,
+        VerificationPolicy::NeverVerifyPreloadedImages => Policy::NeverVerifyPreloadedImages,
+        VerificationPolicy::NeverVerifyAllowlistedImages => Policy::NeverVerifyAllowlistedImages,
+        VerificationPolicy::AlwaysVerify => Policy::AlwaysVerify,
+    };
+    let patterns = config.preloaded_images_verification_allowlist.iter().map(String::as_str);
+    Ok(verification::Rules { policy, allowed: AllowList::read(patterns)? })
 }
 
 async fn open_sandboxes(

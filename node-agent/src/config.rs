@@ -98,6 +98,15 @@ pub struct Config {
     /// Folder of these programs.
     #[arg(long, env = "LARDER_IMAGE_CREDENTIAL_PROVIDER_BIN_DIR", value_name = "DIR")]
     pub image_credential_provider_bin_dir: Option<PathBuf>,
+    /// Which images that a cache holds are given to a pod only when its own logins can pull them: the kubelet's
+    /// imagePullCredentialsVerificationPolicy. Preloaded are the caches that were made by hand. A cache may have its own.
+    #[arg(long, env = "LARDER_IMAGE_PULL_CREDENTIALS_VERIFICATION_POLICY", value_name = "POLICY")]
+    #[arg(default_value = "NeverVerifyPreloadedImages")]
+    pub image_pull_credentials_verification_policy: VerificationPolicy,
+    /// What NeverVerifyAllowlistedImages lets pass: repositories in full, or what they begin with and /* behind it. May be
+    /// given more than once.
+    #[arg(long, env = "LARDER_PRELOADED_IMAGES_VERIFICATION_ALLOWLIST", value_delimiter = ',', value_name = "PATTERN")]
+    pub preloaded_images_verification_allowlist: Vec<String>,
     /// How many bytes one layer may have, unpacked: what a small download may become on this disk.
     #[arg(long, env = "LARDER_MAX_LAYER_BYTES", default_value_t = 256 << 30, value_name = "BYTES")]
     pub max_layer_bytes: u64,
@@ -156,6 +165,20 @@ pub enum SnapshotterChoice {
     Erofs,
     /// Unpacked directories.
     Directory,
+}
+
+/// Which images are given to pods only when their logins have been verified; the names are the kubelet's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "PascalCase")]
+pub enum VerificationPolicy {
+    /// None.
+    NeverVerify,
+    /// Those of caches that were made for a pod.
+    NeverVerifyPreloadedImages,
+    /// All but those that the list names.
+    NeverVerifyAllowlistedImages,
+    /// All.
+    AlwaysVerify,
 }
 
 /// How the log is written.

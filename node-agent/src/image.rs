@@ -1,10 +1,12 @@
 //! Images: from a reference to something that a container can be started on.
 //!
-//! One rule: only a matched image cache makes an image "already present". Everything else is resolved at the registry with
-//! the pod's own credentials, and only the layers that the store does not hold are transferred.
+//! One rule: only a matched image cache makes an image "already present", and a private one only for pods that may have it
+//! ([`verification`]). Everything else is resolved at the registry with the pod's own credentials, and only the layers that
+//! the store does not hold are transferred.
 
 mod bandwidth;
 mod cache;
+mod cached;
 mod collector;
 #[cfg(test)]
 mod crash_tests;
@@ -16,6 +18,7 @@ mod mounts;
 mod partial;
 mod pull;
 pub mod pull_plan;
+mod pull_records;
 mod pulls;
 mod receive;
 mod resolve;
@@ -28,6 +31,7 @@ mod test_snapshotter;
 mod tests;
 mod turns;
 mod unpack;
+pub mod verification;
 pub mod verify;
 
 use std::{sync::Arc, time::Duration};
@@ -42,6 +46,7 @@ pub use self::{
     },
     pulls::{Moved, PullList, PullState, Waiter},
     service::{ImageConfig, ImageService},
+    verification::ChosenCache,
 };
 use crate::digest::Digest;
 pub use crate::registry::{Credential, Login, RegistryAccess};
@@ -53,7 +58,7 @@ pub enum PullPolicy {
     Always,
     /// Take it from the matched cache, else ask the registry.
     IfNotPresent,
-    /// Take it from the matched cache or fail.
+    /// Take it from the matched cache or fail; the registry is not asked whether the pod may have it either.
     Never,
 }
 
@@ -66,8 +71,8 @@ pub struct EnsureImage {
     pub policy: PullPolicy,
     /// How to ask.
     pub access: RegistryAccess,
-    /// The image cache that was chosen for the pod (`imc-...`).
-    pub cache: Option<String>,
+    /// The image cache that was chosen for the pod.
+    pub cache: Option<ChosenCache>,
     /// Whose wish it is, for whoever looks at the pulls.
     pub waiter: Waiter,
 }
@@ -163,6 +168,18 @@ pub enum EnsureImageError {
         /// As the pod has it.
         reference: String,
     },
+    /// `imagePullPolicy: Never`, and the cache that holds it does not give it to this pod.
+    #[error(
+        "container image {reference:?} is not present with pull policy of Never: image cache {cache} has it on this node, \
+         but gives it only to pods whose own login is known to pull it: name a Secret that can in imagePullSecrets, and \
+         let the pull policy be IfNotPresent"
+    )]
+    NeverVerified {
+        /// As the pod has it.
+        reference: String,
+        /// The cache.
+        cache: String,
+    },
     /// The registry did not give it; the text has the cause in full.
     #[error("failed to pull image {reference:?}: {cause}")]
     Pull {
@@ -178,7 +195,7 @@ impl EnsureImageError {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::InvalidReference { .. } => "InvalidImageName",
-            Self::NeverPull { .. } => "ErrImageNeverPull",
+            Self::NeverPull { .. } | Self::NeverVerified { .. } => "ErrImageNeverPull",
             Self::Pull { .. } => "ErrImagePull",
         }
     }

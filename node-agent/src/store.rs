@@ -11,6 +11,7 @@ pub mod eviction;
 pub mod index;
 pub mod layout;
 pub mod pins;
+pub mod pulled;
 mod recovery;
 pub mod shortage;
 pub mod sources;

@@ -8,10 +8,10 @@
 use std::collections::HashMap;
 
 use larder_proto::v1::{
-    BuildImageCacheRequest, CachedImage, ImageCachePhase, ImageCacheState, PodGone, PodState, PullImageRequest,
-    PullProgress, PullState, ReadLogsRequest, RegistryCredential, ResolvedObject, RunPodRequest, ServiceAccountToken,
-    StopPodRequest, StoreItemKind, StoredImage, VerifyFinding, VerifyOutcome, VerifyStoreResponse, WatchPodsResponse,
-    verify_store_response, watch_pods_response,
+    BuildImageCacheRequest, CachedImage, ImageCachePhase, ImageCacheState, ImagePullCredentialsVerificationPolicy,
+    PodGone, PodState, PullImageRequest, PullProgress, PullState, ReadLogsRequest, RegistryCredential, ResolvedObject,
+    RunPodRequest, ServiceAccountToken, StopPodRequest, StoreItemKind, StoredImage, VerifyFinding, VerifyOutcome,
+    VerifyStoreResponse, WatchPodsResponse, verify_store_response, watch_pods_response,
 };
 use prost::Message;
 
@@ -109,6 +109,18 @@ fn image_cache_that_is_fetched_again() {
     still_decodes("0a0169 420132", &expected);
     let expected = ImageCacheState { id: "i".into(), refresh: "2".into(), ..ImageCacheState::default() };
     still_decodes("0a0169 620132", &expected);
+}
+
+#[test]
+fn private_images() {
+    let expected = RunPodRequest {
+        image_cache_id: "imc-1".into(),
+        image_cache_automatic: true,
+        image_pull_credentials_verification_policy: ImagePullCredentialsVerificationPolicy::AlwaysVerify.into(),
+        ..RunPodRequest::default()
+    };
+    still_decodes("3a05696d632d31 5001 5804", &expected);
+    still_decodes("6801", &ImageCacheState { verifies_credentials: true, ..ImageCacheState::default() });
 }
 
 #[test]

@@ -14,9 +14,9 @@ use async_trait::async_trait;
 use futures::stream::BoxStream;
 
 pub use model::{
-    BuildEvent, CacheChange, CachePhase, CacheState, CachedImage, ContainerStats, HostImage, ImageCacheBuild, LogQuery,
-    NodeFacts, NodeStats, PodChange, PodEvent, PodGone, PodState, PodStats, RegistryCredential, ResolvedObject, RunPod,
-    ServiceAccountToken, Stopping, Usage,
+    BuildEvent, CacheChange, CachePhase, CacheState, CachedImage, ChosenCache, ContainerStats, HostImage,
+    ImageCacheBuild, LogQuery, NodeFacts, NodeStats, PodChange, PodEvent, PodGone, PodState, PodStats,
+    RegistryCredential, ResolvedObject, RunPod, ServiceAccountToken, Stopping, Usage, VerificationPolicy,
 };
 
 /// Why a call to the agent did not succeed. The classes are those that a caller acts on differently.

@@ -31,6 +31,9 @@ pub const INSECURE_ANNOTATION: &str = "k8s.aliyun.com/insecure-registry";
 /// Any text; another one has the images fetched again, for tags that have moved.
 pub const REFRESH_ANNOTATION: &str = "eci.alibabacloud.com/refresh";
 
+/// Which images of the cache are given to a pod only when its own credentials can pull them, in place of the hosts' policy.
+pub const VERIFICATION_ANNOTATION: &str = "eci.alibabacloud.com/image-pull-credentials-verification-policy";
+
 /// On a Secret: image caches may be built with it, where nobody checks who names it.
 pub const SECRET_LABEL: &str = "eci.alibabacloud.com/image-cache";
 
@@ -58,7 +61,10 @@ pub const MOST_IMAGES: usize = 20;
 /// `k8s.aliyun.com/insecure-registry` list registries, separated by commas, that are spoken to over http or whose certificate
 /// is not verified; `eci.alibabacloud.com/node-selector` is a label selector of the virtual nodes whose hosts are to hold the
 /// cache, `k8s.aliyun.com/imc-cpu-arch` (amd64 or arm64) and `k8s.aliyun.com/imc-os-type` (linux or windows) narrow it down;
-/// another value of `eci.alibabacloud.com/refresh` has the images fetched again, for tags that have moved.
+/// another value of `eci.alibabacloud.com/refresh` has the images fetched again, for tags that have moved;
+/// `eci.alibabacloud.com/image-pull-credentials-verification-policy` (NeverVerify, NeverVerifyPreloadedImages,
+/// NeverVerifyAllowlistedImages or AlwaysVerify) says which images are given to a pod only when its own credentials can pull
+/// them, in place of the hosts' policy.
 #[derive(CustomResource, Serialize, Deserialize, JsonSchema, Debug, Clone, Default, PartialEq, Eq)]
 #[kube(
     group = "eci.alibabacloud.com",

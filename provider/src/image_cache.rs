@@ -18,6 +18,7 @@ pub mod request;
 pub mod retention;
 pub mod snapshot;
 pub mod status;
+pub mod verification;
 
 mod follow;
 

@@ -14,6 +14,7 @@ use async_trait::async_trait;
 use k8s_openapi::api::core::v1::Pod;
 
 use crate::admission::Selected;
+use crate::agent::ChosenCache;
 use crate::custom_resource::{INSECURE_ANNOTATION, PLAIN_HTTP_ANNOTATION};
 use crate::image_cache::{self, ImageCaches, Note};
 use crate::pod::acted_on::{self, ACTED_ON};
@@ -49,14 +50,14 @@ impl CacheChoice for PodStart {
         let chosen = self.image_caches.choose(node, pod).await;
         let told = chosen.notes.into_iter().map(notice);
         match chosen.start {
-            Ok(image_cache_id) => {
+            Ok(image_cache) => {
                 let size = eci_annotations::size_message(pod);
                 let size = Notice { warning: false, reason: "UserInstanceTypeSpec".to_owned(), message: size };
                 let asked = unhonoured(pod).into_iter().map(not_honoured);
                 let notices = std::iter::once(size).chain(asked).chain(told).collect();
-                let mut admitted = self.admitted(node, pod, image_cache_id, effect);
+                let mut admitted = self.admitted(node, pod, image_cache, effect);
                 admitted.annotations.insert(ACTED_ON.to_owned(), acted_on::mark(pod.metadata.annotations.as_ref()));
-                if admitted.image_cache_id.is_none() {
+                if admitted.image_cache.is_none() {
                     // A copy of another pod, or a user's own word, is not what this pod started from.
                     admitted.cleared.insert(MATCHED_IMAGE_CACHE.to_owned());
                 }
@@ -88,10 +89,11 @@ impl PodStart {
         }
     }
 
-    fn admitted(&self, node: &str, pod: &Pod, image_cache_id: Option<String>, effect: Effect) -> Admitted {
+    fn admitted(&self, node: &str, pod: &Pod, image_cache: Option<ChosenCache>, effect: Effect) -> Admitted {
         let around = self.surroundings.get(node).cloned().unwrap_or_default();
         let Effect { mut annotations, mut labels } = effect;
-        annotations.extend(eci_annotations::annotations(pod, image_cache_id.as_deref(), &around));
+        let id = image_cache.as_ref().map(|cache| cache.id.as_str());
+        annotations.extend(eci_annotations::annotations(pod, id, &around));
         labels.extend(eci_annotations::labels());
         Admitted {
             annotations,
@@ -100,7 +102,7 @@ impl PodStart {
             insecure_registries: registries(pod, INSECURE_ANNOTATION),
             notices: vec![],
             cleared: BTreeSet::new(),
-            image_cache_id,
+            image_cache,
         }
     }
 }
@@ -199,7 +201,7 @@ mod tests {
         assert_eq!(admitted.annotations["ProviderCreate"], "done");
         assert_eq!(admitted.labels["serverless.alibabacloud.com/virtual-node"], "true");
         assert_eq!(admitted.plain_http_registries, ["a:5000", "b"]);
-        assert_eq!(admitted.image_cache_id, None);
+        assert_eq!(admitted.image_cache, None);
     }
 
     #[tokio::test(start_paused = true)]
@@ -261,7 +263,7 @@ mod tests {
         let CacheDecision::Run(admitted) = start.choose("n", &pod).await else { panic!() };
         assert_eq!(admitted.cleared, BTreeSet::from([MATCHED_IMAGE_CACHE.to_owned()]));
         let recalled = start.recall("n", &pod);
-        assert_eq!(recalled.image_cache_id, None);
+        assert_eq!(recalled.image_cache, None);
         assert!(recalled.notices.is_empty() && recalled.cleared.is_empty());
         assert!(!recalled.annotations.contains_key(MATCHED_IMAGE_CACHE));
     }

@@ -8,7 +8,10 @@ use larder_proto::v1;
 use tonic::Status;
 
 use crate::{
-    image::{Credential, Login, RegistryAccess},
+    image::{
+        ChosenCache, Credential, Login, RegistryAccess,
+        verification::{Origin, Policy},
+    },
     pod::{
         events::PodEvent,
         objects::{ObjectData, PodObjects, ServiceAccountToken},
@@ -37,6 +40,7 @@ pub(super) fn wish(request: v1::RunPodRequest) -> Result<PodWish, Status> {
         expiration_seconds: token.expiration_seconds,
         token: token.token,
     });
+    let policy = policy(request.image_pull_credentials_verification_policy);
     Ok(PodWish {
         pod,
         objects: PodObjects {
@@ -50,8 +54,25 @@ pub(super) fn wish(request: v1::RunPodRequest) -> Result<PodWish, Status> {
             plain_http: request.plain_http_registries,
             insecure: request.insecure_registries,
         },
-        cache: Some(request.image_cache_id).filter(|id| !id.is_empty()),
+        cache: cache(request.image_cache_id, request.image_cache_automatic, policy),
     })
+}
+
+fn cache(id: String, is_automatic: bool, policy: Option<Policy>) -> Option<ChosenCache> {
+    let origin = if is_automatic { Origin::Automatic } else { Origin::ByHand };
+    (!id.is_empty()).then_some(ChosenCache { id, origin, policy })
+}
+
+/// A cache's own policy. One of a later provider, which means nothing here, must not come to less than it meant there.
+fn policy(wire: i32) -> Option<Policy> {
+    use v1::ImagePullCredentialsVerificationPolicy as Wire;
+    match Wire::try_from(wire) {
+        Ok(Wire::Unspecified) => None,
+        Ok(Wire::NeverVerify) => Some(Policy::NeverVerify),
+        Ok(Wire::NeverVerifyPreloadedImages) => Some(Policy::NeverVerifyPreloadedImages),
+        Ok(Wire::NeverVerifyAllowlistedImages) => Some(Policy::NeverVerifyAllowlistedImages),
+        Ok(Wire::AlwaysVerify) | Err(_) => Some(Policy::AlwaysVerify),
+    }
 }
 
 /// Refuses a UID that could not be a folder's name.
@@ -184,11 +205,14 @@ mod tests {
                 v1::RegistryCredential { registry_token: "r".into(), ..Default::default() },
             ],
             image_cache_id: "imc-1".into(),
+            image_cache_automatic: true,
+            image_pull_credentials_verification_policy: v1::ImagePullCredentialsVerificationPolicy::NeverVerify.into(),
             ..request(&serde_json::json!({"metadata": {"uid": "u", "name": "a", "namespace": "b"}}))
         };
         let wish = wish(request).unwrap();
         assert_eq!(wish.objects.secrets["s"]["k"], b"v");
-        assert_eq!(wish.cache.as_deref(), Some("imc-1"));
+        let expected = ChosenCache { id: "imc-1".into(), origin: Origin::Automatic, policy: Some(Policy::NeverVerify) };
+        assert_eq!(wish.cache, Some(expected));
         let logins: Vec<_> = wish.access.credentials.into_iter().map(|credential| credential.login).collect();
         assert!(
             logins

@@ -127,6 +127,7 @@ fn state(cache: &CacheState) -> v1::ImageCacheState {
         last_updated: Some(convert::timestamp(cache.last_updated)),
         ask_again: cache.ask_again,
         refresh: cache.refresh.clone(),
+        verifies_credentials: true,
     }
 }
 

@@ -299,7 +299,9 @@ fn pull_status(error: &EnsureImageError) -> Status {
     let message = error.to_string();
     match error {
         EnsureImageError::InvalidReference { .. } => Status::invalid_argument(message),
-        EnsureImageError::NeverPull { .. } | EnsureImageError::Pull { .. } => Status::unavailable(message),
+        EnsureImageError::NeverPull { .. } | EnsureImageError::NeverVerified { .. } | EnsureImageError::Pull { .. } => {
+            Status::unavailable(message)
+        }
     }
 }
 

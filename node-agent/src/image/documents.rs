@@ -68,7 +68,7 @@ struct Mention {
 }
 
 impl Documents {
-    /// Removes the documents and sources that no image of `keep` needs, unless they are younger than `before`; says how
+    /// Removes the documents, sources and records of pulls that no image of `keep` needs, unless they are younger than `before`; says how
     /// many. An index stays as long as one of its manifests does.
     pub(super) fn sweep(&self, keep: &HashSet<Digest>, before: SystemTime) -> Result<usize, StoreError> {
         let layout = self.0.layout();
@@ -89,7 +89,7 @@ impl Documents {
                 removed += remove(&path)?;
             }
         }
-        for path in entries(&layout.sources())? {
+        for path in entries(&layout.sources())?.into_iter().chain(entries(&layout.pulled())?) {
             if !needed.contains(stem(&path)) && is_older(&path, before) {
                 removed += remove(&path)?;
             }
@@ -131,7 +131,10 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::store::sources::{self, Source};
+    use crate::store::{
+        pulled::{self, Pulled},
+        sources::{self, Source},
+    };
 
     #[test]
     fn a_sweep_keeps_what_images_need_and_what_is_young() {
@@ -150,15 +153,18 @@ mod tests {
         let source = Source { reference: "r".to_owned(), plain_http: false, insecure: false };
         for image in [&manifest, &other] {
             sources::note(documents.0.layout(), image, &source).unwrap();
+            pulled::put(documents.0.layout(), image, &Pulled::default()).unwrap();
         }
         let keep = HashSet::from([manifest]);
         assert_eq!(documents.sweep(&keep, SystemTime::UNIX_EPOCH).unwrap(), 0, "all are younger than that");
         let later = fs::metadata(documents.0.layout().manifest(&other)).unwrap().modified().unwrap();
-        assert_eq!(documents.sweep(&keep, later + Duration::from_secs(60)).unwrap(), 3);
+        assert_eq!(documents.sweep(&keep, later + Duration::from_secs(60)).unwrap(), 4);
         assert_eq!([config, manifest, index].map(|one| documents.get(&one).is_some()), [true; 3]);
         assert_eq!([other, other_config].map(|one| documents.get(&one).is_some()), [false; 2]);
         let sources = [manifest, other].map(|image| sources::of(documents.0.layout(), &image).len());
         assert_eq!(sources, [1, 0]);
+        let records = [manifest, other].map(|image| documents.0.layout().pull_record(&image).exists());
+        assert_eq!(records, [true, false]);
     }
 
     #[test]

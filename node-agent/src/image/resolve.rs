@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     digest::Digest,
-    registry::{Reference, Repository, Resolve},
+    registry::{Entry, Reference, Repository, Resolve},
     snapshot::ImageLayers,
     store::StoreError,
 };
@@ -91,12 +91,13 @@ impl Resolver {
         Self { platform, own: Keeper { documents, puller, tasks }, configs, last: Mutex::default() }
     }
 
-    /// Asks the registry what the reference leads to. What has been read before is not transferred again.
+    /// Asks the registry what the reference leads to, and says what the request was let in with. What has been read before
+    /// is not transferred again.
     pub(super) async fn at_registry(
         &self,
         reference: &Reference,
         repository: &Arc<dyn Repository>,
-    ) -> Result<ResolvedImage, ResolveError> {
+    ) -> Result<(ResolvedImage, Entry), ResolveError> {
         let name = reference.to_string();
         let hint = self.last.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&name);
         let how = if hint { Resolve::DigestOnly } else { Resolve::WithContent };
@@ -116,7 +117,7 @@ impl Resolver {
             last.clear();
         }
         last.insert(name, top);
-        Ok(image)
+        Ok((image, found.entry))
     }
 
     /// The image from what is kept here alone.

@@ -19,15 +19,17 @@ use super::{
     partial::Partials,
     pull::{PullError, Puller},
     pull_plan::Platform,
+    pull_records::PullRecords,
     pulls::{Moved, PullList, Pulls},
     resolve::{ResolveError, ResolvedImage, Resolver},
     turns::Turns,
+    verification::{Rules, Verdict},
 };
 use crate::{
     chain::Chain,
     digest::Digest,
     meters::Meters,
-    registry::{Reference, Registries, RegistryAccess, RegistryError},
+    registry::{Entry, Reference, Registries, RegistryAccess, RegistryError},
     snapshot::{SnapshotError, Snapshotter},
     store::{
         Store, StoreError,
@@ -50,6 +52,8 @@ pub struct ImageConfig {
     pub resume_over: Duration,
     /// What images are chosen for.
     pub platform: Platform,
+    /// Whom images that are here are given to.
+    pub rules: Rules,
     /// Where pulls are counted.
     pub meters: Meters,
 }
@@ -60,6 +64,7 @@ pub struct ImageService {
     pub(super) engine: Arc<Engine>,
     pub(super) store: Arc<Store>,
     pub(super) snapshotter: Arc<dyn Snapshotter>,
+    pub(super) rules: Rules,
     caches: Keeper,
     meters: Meters,
     pub(super) tasks: TaskTracker,
@@ -76,6 +81,7 @@ pub(super) struct Engine {
     pub(super) fetcher: Fetcher,
     pub(super) mounts: Arc<Mounts>,
     pub(super) pulls: Pulls,
+    pub(super) records: PullRecords,
     /// Where images came from is noted here.
     pub(super) store: Arc<Store>,
     pub(super) tasks: TaskTracker,
@@ -94,6 +100,12 @@ pub(super) enum EngineError {
     Mount(#[from] SnapshotError),
     #[error("{cause}; {shortage}")]
     Full { cause: String, shortage: Shortage },
+    /// The image is here, and not for this pod.
+    #[error(
+        "{cause}; image cache {cache} has the image on this node, but gives it only to pods whose own login can pull it, \
+         and that could not be verified: name a Secret that can in imagePullSecrets"
+    )]
+    Unverified { cause: String, cache: String },
 }
 
 impl EngineError {
@@ -102,7 +114,7 @@ impl EngineError {
         match self {
             Self::Registry(err) => err.is_about_access(),
             Self::Pull(err) | Self::Resolve(ResolveError::Pull(err)) => err.is_about_access(),
-            Self::Resolve(_) | Self::Mount(_) | Self::Full { .. } => false,
+            Self::Resolve(_) | Self::Mount(_) | Self::Full { .. } | Self::Unverified { .. } => false,
         }
     }
 
@@ -110,7 +122,7 @@ impl EngineError {
         match self {
             Self::Pull(err) => matches!(**err, PullError::Snapshot(SnapshotError::DiskFull { .. })),
             Self::Mount(err) => matches!(err, SnapshotError::DiskFull { .. }),
-            Self::Registry(_) | Self::Resolve(_) | Self::Full { .. } => false,
+            Self::Registry(_) | Self::Resolve(_) | Self::Full { .. } | Self::Unverified { .. } => false,
         }
     }
 }
@@ -135,14 +147,14 @@ impl Engine {
         report: impl FnMut(Moved),
     ) -> Result<Pulled, EngineError> {
         let repository = self.registries.open(reference, access).await?;
-        let image = self.resolver.at_registry(reference, &repository).await?;
+        let (image, entry) = self.resolver.at_registry(reference, &repository).await?;
         // Pinned before looking what is here, so that nothing of it is evicted in between.
         let pin = self.mounts.pin(Holder::Pod, &image.image_layers()).await?;
         let plan = self.fetcher.plan(&image.layers).await;
         let planned = Instant::now();
         let fetch = self.fetcher.fetch(reference, &repository, &plan, report);
         // Beside the transfer: it waits for the disk.
-        let (fetched, ()) = tokio::join!(fetch, self.note_source(reference, access, image.manifest));
+        let (fetched, ()) = tokio::join!(fetch, self.note_pull(reference, access, image.manifest, entry));
         let fetched = match fetched {
             Ok(fetched) => fetched,
             // While it is pinned: what of it is here already counts as in use.
@@ -151,9 +163,20 @@ impl Engine {
         Ok(Pulled { image, pin, planned, begun: fetched.begun })
     }
 
+    /// Notes where an image comes from, and who was let in there.
+    pub(super) async fn note_pull(
+        &self,
+        reference: &Reference,
+        access: &RegistryAccess,
+        manifest: Digest,
+        entry: Entry,
+    ) {
+        tokio::join!(self.note_source(reference, access, manifest), self.records.note(reference, manifest, entry));
+    }
+
     /// Notes where an image comes from, for the day on which a layer of it has to be fetched again. The image is no worse
     /// for it where that fails.
-    pub(super) async fn note_source(&self, reference: &Reference, access: &RegistryAccess, manifest: Digest) {
+    async fn note_source(&self, reference: &Reference, access: &RegistryAccess, manifest: Digest) {
         let registry = reference.registry().to_owned();
         let source = Source {
             reference: reference.to_string(),
@@ -233,12 +256,14 @@ impl ImageService {
             fetcher: Fetcher::new(puller, turns, tasks.clone()),
             pulls,
             mounts: Mounts::new(Arc::clone(&store), Arc::clone(&snapshotter), tasks.clone(), stop.clone()),
+            records: PullRecords::new(Arc::clone(&store), tasks.clone()),
             store: Arc::clone(&store),
             tasks: tasks.clone(),
         });
+        let rules = config.rules;
         let caches = Keeper::open(Arc::clone(&engine), Arc::clone(&store), &tasks, stop.clone()).await?;
         let verifying = tokio::sync::Mutex::default();
-        Ok(Arc::new(Self { engine, store, snapshotter, caches, meters, tasks, stop, verifying }))
+        Ok(Arc::new(Self { engine, store, snapshotter, rules, caches, meters, tasks, stop, verifying }))
     }
 
     /// Starts to build a cache, or to rebuild it when its images differ. Returns when the build is on record; how it goes
@@ -299,16 +324,23 @@ impl Images for ImageService {
             why: format!("{err}"),
         })?;
         let serving = self.caches.serving();
-        let cached = wish.cache.as_deref().and_then(|cache| serving.find(cache, &reference));
-        let result = match (wish.policy, cached) {
-            (PullPolicy::IfNotPresent | PullPolicy::Never, Some(held)) => {
-                self.ensure_from_cache(&reference, held, &progress).await
+        let held = wish.cache.as_ref().and_then(|cache| Some((cache, serving.find(&cache.id, &reference)?)));
+        let result = match (wish.policy, held) {
+            (PullPolicy::Always, _) | (PullPolicy::IfNotPresent, None) => {
+                self.ensure_from_registry(&reference, &wish, &progress).await
             }
             (PullPolicy::Never, None) => {
                 return Err(EnsureImageError::NeverPull { reference: wish.reference });
             }
-            (PullPolicy::Always, _) | (PullPolicy::IfNotPresent, None) => {
-                self.ensure_from_registry(&reference, &wish, &progress).await
+            (PullPolicy::IfNotPresent | PullPolicy::Never, Some((cache, held))) => {
+                match self.verdict(&reference, cache, held, &wish).await {
+                    Verdict::Serve => self.ensure_from_cache(&reference, held, &progress).await,
+                    Verdict::Ask => self.ensure_after_asking(&reference, (cache, held), &wish, &progress).await,
+                    Verdict::Refuse => {
+                        let (reference, cache) = (wish.reference, cache.id.clone());
+                        return Err(EnsureImageError::NeverVerified { reference, cache });
+                    }
+                }
             }
         };
         let reference = wish.reference;
@@ -337,8 +369,8 @@ impl Images for ImageService {
 }
 
 impl ImageService {
-    /// Asks nobody: the cache was chosen for this pod, and it is complete.
-    async fn ensure_from_cache(
+    /// Asks nobody: the cache was chosen for this pod, it is complete, and it may be given to it.
+    pub(super) async fn ensure_from_cache(
         &self,
         reference: &Reference,
         held: &Held,
@@ -351,7 +383,7 @@ impl ImageService {
         Ok(present)
     }
 
-    async fn ensure_from_registry(
+    pub(super) async fn ensure_from_registry(
         &self,
         reference: &Reference,
         wish: &EnsureImage,

@@ -9,7 +9,7 @@ use std::{io::Write as _, num::NonZeroU64, path::PathBuf, time::Duration};
 
 use serde_json::json;
 
-use super::{test_snapshotter::TestSnapshotter, *};
+use super::{test_snapshotter::TestSnapshotter, verification::Rules, *};
 use crate::{
     meters::Meters,
     registry::{
@@ -30,6 +30,7 @@ pub(super) fn image_config(registry_bandwidth: Option<NonZeroU64>) -> ImageConfi
         registry_bandwidth,
         resume_over: Duration::ZERO,
         platform: PLATFORM,
+        rules: Rules::default(),
         meters: Meters::default(),
     }
 }
@@ -41,6 +42,7 @@ pub(super) struct Bench {
     pub(super) snapshotter: TestSnapshotter,
     folder: Arc<tempfile::TempDir>,
     hosts: Option<PathBuf>,
+    rules: Rules,
 }
 
 impl Bench {
@@ -50,31 +52,41 @@ impl Bench {
 
     /// With a folder of `hosts.toml` files.
     async fn with_hosts(hosts: Option<PathBuf>) -> Self {
-        Self::over(Arc::new(tempfile::tempdir().unwrap()), TestSnapshotter::default(), hosts, None).await
+        Self::over(Self::folder(), TestSnapshotter::default(), hosts, image_config(None)).await
+    }
+
+    /// Where images are given to pods by these rules.
+    pub(super) async fn with_rules(rules: Rules) -> Self {
+        let config = ImageConfig { rules, ..image_config(None) };
+        Self::over(Self::folder(), TestSnapshotter::default(), None, config).await
+    }
+
+    fn folder() -> Arc<tempfile::TempDir> {
+        Arc::new(tempfile::tempdir().unwrap())
     }
 
     async fn over(
         folder: Arc<tempfile::TempDir>,
         snapshotter: TestSnapshotter,
         hosts: Option<PathBuf>,
-        registry_bandwidth: Option<NonZeroU64>,
+        config: ImageConfig,
     ) -> Self {
         let registry =
             RegistryConfig { hosts: hosts.clone(), stall: Duration::from_millis(400), ..RegistryConfig::default() };
         let registries = RegistryClient::new(registry);
-        let config = image_config(registry_bandwidth);
+        let rules = config.rules.clone();
         let store = Arc::new(Store::open(folder.path()).unwrap());
         let service =
             ImageService::open(config, Arc::clone(&store), Arc::new(registries), Arc::new(snapshotter.clone()));
-        Self { service: service.await.unwrap(), store, snapshotter, folder, hosts }
+        Self { service: service.await.unwrap(), store, snapshotter, folder, hosts, rules }
     }
 
     /// The agent ends and starts again.
     pub(super) async fn restart(self) -> Self {
         self.service.shutdown().await;
-        let Self { service, store, snapshotter, folder, hosts } = self;
+        let Self { service, store, snapshotter, folder, hosts, rules } = self;
         drop((service, store));
-        Self::over(folder, snapshotter, hosts, None).await
+        Self::over(folder, snapshotter, hosts, ImageConfig { rules, ..image_config(None) }).await
     }
 
     /// Sizes of the downloads that can go on.

@@ -95,10 +95,8 @@ pub fn already_present(image: &str) -> Notice {
 /// The image is not to be had.
 pub fn image_failed(image: &str, reason: &str, message: &str) -> Notice {
     match reason {
-        "ErrImageNeverPull" => warning(
-            "ErrImageNeverPull",
-            format!("Container image \"{image}\" is not present with pull policy of Never"),
-        ),
+        // The kubelet's words, and what more there is to say.
+        "ErrImageNeverPull" => warning("ErrImageNeverPull", message.to_owned()),
         "InvalidImageName" => {
             warning("InspectFailed", format!("Failed to apply default image tag \"{image}\": {message}"))
         }

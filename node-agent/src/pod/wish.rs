@@ -13,7 +13,7 @@ use super::{
     restart::{self, RestartPolicy},
 };
 use crate::{
-    image::{PullPolicy, RegistryAccess},
+    image::{ChosenCache, PullPolicy, RegistryAccess},
     runtime::PodIdentity,
 };
 
@@ -29,8 +29,8 @@ pub struct PodWish {
     pub objects: PodObjects,
     /// How registries are spoken to for it.
     pub access: RegistryAccess,
-    /// The image cache that was chosen for it (`imc-...`).
-    pub cache: Option<String>,
+    /// The image cache that was chosen for it.
+    pub cache: Option<ChosenCache>,
 }
 
 /// An image that containers of the pod run on.

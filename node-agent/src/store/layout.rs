@@ -10,6 +10,7 @@
 //! images/<hex>.erofs, <hex>.dirs/  what is derived from them
 //! caches/<id>.json                 what an image cache holds
 //! sources/<hex>.json               where an image came from, by the digest of its manifest
+//! pulled/<hex>.json                who was let in to pull it, by the digest of its manifest
 //! ingest/<hex>.partial             a download that goes on after a restart
 //! ingest/<hex>.damaged             a layer that is in use and being fetched again
 //! ingest/new-*                     a layer, image or removal in progress: rubbish after a restart
@@ -140,6 +141,16 @@ impl Layout {
         self.sources().join(format!("{}.json", manifest.hex()))
     }
 
+    /// The directory of who was let in to pull images.
+    pub fn pulled(&self) -> PathBuf {
+        self.root.join("pulled")
+    }
+
+    /// Who was let in to pull one image.
+    pub fn pull_record(&self, manifest: &Digest) -> PathBuf {
+        self.pulled().join(format!("{}.json", manifest.hex()))
+    }
+
     /// The directory of things in progress.
     pub fn ingest(&self) -> PathBuf {
         self.root.join("ingest")
@@ -159,7 +170,7 @@ impl Layout {
     }
 
     /// The directories that a store has, the root first.
-    pub fn directories(&self) -> [PathBuf; 7] {
+    pub fn directories(&self) -> [PathBuf; 8] {
         [
             self.root.clone(),
             self.manifests(),
@@ -167,6 +178,7 @@ impl Layout {
             self.images(),
             self.caches(),
             self.sources(),
+            self.pulled(),
             self.ingest(),
         ]
     }

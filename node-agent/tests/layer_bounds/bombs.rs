@@ -117,6 +117,7 @@ async fn refused(driver: Driver, reference: &str) -> String {
         registry_bandwidth: None,
         resume_over: Duration::ZERO,
         platform,
+        rules: larder_node_agent::image::verification::Rules::default(),
         meters: Meters::default(),
     };
     let registries = Arc::new(RegistryClient::new(RegistryConfig::default()));

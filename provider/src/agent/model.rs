@@ -25,11 +25,35 @@ pub struct RunPod {
     /// Registry logins, in the order in which they are to be tried.
     pub credentials: Vec<RegistryCredential>,
     /// The image cache that was chosen.
-    pub image_cache_id: Option<String>,
+    pub image_cache: Option<ChosenCache>,
     /// Registry hosts that are spoken to over plain http.
     pub plain_http_registries: Vec<String>,
     /// Registry hosts whose certificate is not verified.
     pub insecure_registries: Vec<String>,
+}
+
+/// An image cache that was chosen for a pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChosenCache {
+    /// `imc-...`.
+    pub id: String,
+    /// Whether it was made for a pod, with that pod's credentials.
+    pub is_automatic: bool,
+    /// Its own policy; none for the host's.
+    pub policy: Option<VerificationPolicy>,
+}
+
+/// Which images that a cache holds are served only to pods whose own credentials can pull them: KEP-2535's names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VerificationPolicy {
+    /// None.
+    NeverVerify,
+    /// Those of automatic caches.
+    NeverVerifyPreloadedImages,
+    /// All but those that the host's list names.
+    NeverVerifyAllowlistedImages,
+    /// All.
+    AlwaysVerify,
 }
 
 /// The content of a ConfigMap or a Secret.
@@ -363,6 +387,8 @@ pub struct CacheState {
     pub started: Option<Timestamp>,
     /// When it last changed.
     pub last_updated: Option<Timestamp>,
+    /// Whether the host finds out by itself which pods may have a private image.
+    pub verifies_credentials: bool,
 }
 
 /// One image of a cache.

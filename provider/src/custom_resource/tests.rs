@@ -61,6 +61,7 @@ fn every_annotation_that_holds_is_in_the_description() {
         PLAIN_HTTP_ANNOTATION,
         INSECURE_ANNOTATION,
         REFRESH_ANNOTATION,
+        VERIFICATION_ANNOTATION,
         crate::image_cache::placement::NODE_SELECTOR_ANNOTATION,
         crate::image_cache::placement::ARCH_ANNOTATION,
         crate::image_cache::placement::OS_ANNOTATION,

@@ -10,6 +10,7 @@
 use kube::ResourceExt as _;
 
 use super::request::INVALID_ANNOTATION;
+use super::verification;
 use crate::custom_resource::{
     ImageCache, LARGEST_GIB, LONGEST_RETENTION_DAYS, RETENTION_ANNOTATION, SIZE_ANNOTATION, SMALLEST_GIB,
 };
@@ -62,7 +63,9 @@ pub fn notices(cache: &ImageCache) -> Vec<Notice> {
     let (size, days) = (cache.spec.image_cache_size, cache.spec.retention_days);
     let size = value(SIZE_ANNOTATION).filter(|_| size.is_none()).and_then(|value| invalid_size(value));
     let days = value(RETENTION_ANNOTATION).filter(|_| days.is_none()).and_then(|value| invalid_days(value));
-    let invalid = size.into_iter().chain(days).map(|message| Notice { reason: INVALID_ANNOTATION, message });
+    let verification = verification::invalid(cache);
+    let invalid =
+        size.into_iter().chain(days).chain(verification).map(|message| Notice { reason: INVALID_ANNOTATION, message });
     invalid.chain(in_vain).collect()
 }
 
@@ -92,7 +95,7 @@ fn invalid_days(value: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::custom_resource::ImageCacheSpec;
+    use crate::custom_resource::{ImageCacheSpec, VERIFICATION_ANNOTATION};
     use rstest::rstest;
 
     fn cache(annotations: &[(&str, &str)]) -> ImageCache {
@@ -128,6 +131,8 @@ mod tests {
     #[case(SIZE_ANNOTATION, "99999", Some(": 32768 is used"))]
     #[case(RETENTION_ANNOTATION, "0", Some(": the cache is kept for ever"))]
     #[case(RETENTION_ANNOTATION, "65537", Some(": the cache is kept for ever"))]
+    #[case(VERIFICATION_ANNOTATION, "Always", Some(": AlwaysVerify is used"))]
+    #[case(VERIFICATION_ANNOTATION, "NeverVerify", None)]
     #[case(RETENTION_ANNOTATION, "week", Some(": the cache is kept for ever"))]
     fn values_that_mean_nothing_say_what_holds(#[case] key: &str, #[case] value: &str, #[case] end: Option<&str>) {
         let found = notices(&cache(&[(key, value)]));

@@ -1,7 +1,9 @@
 //! Pure: no I/O, no clock, no randomness.
 //!
 //! The ImageCache object that is made for a pod that matched no cache in full. There is one for each distinct set of
-//! images and of secrets that some may not have, whoever asks first; it is built with that pod's credentials.
+//! images, whoever asks first; it is built with that pod's credentials. While it is being made, or has failed, it says
+//! nothing of a pod with other credentials: such a pod may have one of its own. Once it is ready, hosts give its private
+//! images to whoever can pull them ([`super::verification`]).
 
 use std::collections::BTreeSet;
 
@@ -82,7 +84,7 @@ pub fn secrets(pod: &Pod) -> BTreeSet<String> {
     secrets.filter(|secret| !secret.name.is_empty()).map(|secret| format!("{namespace}:{}", secret.name)).collect()
 }
 
-/// The secrets that a cache was made with for one pod. One that was made by hand serves every pod, as on ECI.
+/// The secrets that a cache was made with for one pod; none for one that was made by hand.
 pub fn made_with(cache: &ImageCache) -> BTreeSet<String> {
     if retention::is_automatic(cache) {
         cache.spec.image_pull_secrets.iter().cloned().collect()
@@ -149,12 +151,13 @@ fn size_gib(pod: &Pod) -> u64 {
 pub fn answer<'a>(ask: &Ask, caches: impl IntoIterator<Item = &'a ImageCache>, now: Timestamp) -> Answer {
     let mut best = Answer::Create;
     let secrets: BTreeSet<String> = ask.cache.spec.image_pull_secrets.iter().cloned().collect();
-    // What is ready serves who has its secrets. What is being made or has failed tells nothing of a build with others.
+    // What is ready serves whoever may have it. What is being made or has failed tells nothing of a build with others.
     let is_for_it = |cache: &&ImageCache| {
-        let made_with = made_with(cache);
         let tells = match cache.status.as_ref().map(|status| status.phase).unwrap_or_default() {
-            Phase::Ready | Phase::Updating | Phase::UpdateFailed => made_with.is_subset(&secrets),
-            Phase::Pending | Phase::Creating | Phase::Failed => !retention::is_automatic(cache) || made_with == secrets,
+            Phase::Ready | Phase::Updating | Phase::UpdateFailed => true,
+            Phase::Pending | Phase::Creating | Phase::Failed => {
+                !retention::is_automatic(cache) || made_with(cache) == secrets
+            }
         };
         tells && image_set_key(&cache.spec) == ask.image_set
     };
@@ -284,7 +287,8 @@ mod tests {
     #[case::ready_for_everybody(vec![open(made(&["nginx"], Phase::Ready, true))], Answer::Nothing)]
     #[case::failed_without_the_secret(vec![open(made(&["nginx"], Phase::Failed, true))], Answer::Create)]
     #[case::being_built_without_the_secret(vec![open(made(&["nginx"], Phase::Creating, true))], Answer::Create)]
-    #[case::ready_for_others(vec![others(made(&["nginx"], Phase::Ready, true))], Answer::Create)]
+    #[case::ready_with_other_secrets(vec![others(made(&["nginx"], Phase::Ready, true))], Answer::Nothing)]
+    #[case::failed_for_others(vec![others(made(&["nginx"], Phase::Failed, true))], Answer::Create)]
     #[case::failed_by_hand(vec![made(&["nginx"], Phase::Failed, false)], Answer::Create)]
     fn answers(#[case] caches: Vec<ImageCache>, #[case] expected: Answer) {
         assert_eq!(answer(&ask(&pod(&["nginx"])).unwrap(), &caches, now()), expected);

@@ -9,9 +9,12 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::automatic::{self, Ask};
-use super::matching::{self, Automatic, Choice, Coverage, Decision, MissReason, PodImages, Refusal, Standing};
+use super::matching::{
+    self, Automatic, Candidate, Choice, Coverage, Decision, MissReason, PodImages, Refusal, Standing, Trust,
+};
 use super::request::{self, Asked, NodeDefault, OnMiss, Wish};
-use super::snapshot::{NodeCaches, Snapshot};
+use super::snapshot::Snapshot;
+use crate::agent::ChosenCache;
 use crate::meters::{ChoiceLabels, Meters};
 
 /// How long after our start pods wait until the image caches are known. Later none waits: where the resource is not
@@ -58,7 +61,7 @@ pub struct Note {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chosen {
     /// The cache, or why the pod must wait; `Ok(None)` for normal pulls.
-    pub start: Result<Option<String>, Refusal>,
+    pub start: Result<Option<ChosenCache>, Refusal>,
     /// What the user is told.
     pub notes: Vec<Note>,
 }
@@ -74,8 +77,10 @@ impl ImageCaches {
             Wish::Nothing => Some(Arc::default()),
             Wish::Pinned { .. } | Wish::Automatic { .. } => self.known(node).await,
         };
+        let candidates = snapshot.as_ref().and_then(|snapshot| snapshot.of(node)).map(|caches| &*caches.candidates);
+        let candidates = candidates.unwrap_or_default();
         let decision = match snapshot {
-            Some(snapshot) => self.timed(&asked.wish, || decide(&asked.wish, pod, snapshot.of(node))),
+            Some(_) => self.timed(&asked.wish, || decide(&asked.wish, pod, candidates)),
             None => unknown(asked.wish),
         };
         self.meters.image_caches.chosen(&labels(&decision.choice));
@@ -84,7 +89,7 @@ impl ImageCaches {
             Choice::Pinned { id, coverage } | Choice::Hit { id, coverage } => {
                 notes.extend(hit(&id, coverage));
                 self.tell(Message::Used { id: id.clone(), at: Timestamp::now() });
-                Ok(Some(id))
+                Ok(Some(with_trust(id, candidates)))
             }
             // Nothing is claimed about caches that nobody knows.
             Choice::Miss(MissReason::NotKnown) => Ok(None),
@@ -163,8 +168,14 @@ pub(super) fn note(warning: bool, reason: &'static str, message: String) -> Note
     Note { warning, reason, message }
 }
 
-fn decide(wish: &Wish, pod: &Pod, caches: Option<&NodeCaches>) -> Decision {
-    let candidates = caches.map(|caches| caches.candidates.as_slice()).unwrap_or_default();
+/// What the host is told of the cache that was chosen.
+fn with_trust(id: String, candidates: &[Arc<Candidate>]) -> ChosenCache {
+    let Trust { is_automatic, policy } =
+        candidates.iter().find(|candidate| candidate.id == id).map(|candidate| candidate.trust).unwrap_or_default();
+    ChosenCache { id, is_automatic, policy }
+}
+
+fn decide(wish: &Wish, pod: &Pod, candidates: &[Arc<Candidate>]) -> Decision {
     let images = PodImages::read(automatic::images(pod)).pulled_with(automatic::secrets(pod));
     matching::decide(wish, &images, candidates.iter().map(AsRef::as_ref))
 }

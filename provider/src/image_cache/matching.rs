@@ -21,6 +21,7 @@ use std::collections::BTreeSet;
 
 use super::reference::{Reference, Version};
 use super::request::{Condition, Wish};
+use crate::agent::VerificationPolicy;
 
 /// An image cache, as far as matching cares: on the host that the pod goes to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,11 +34,22 @@ pub struct Candidate {
     pub created: i64,
     /// Whether a pod on this host can start from it.
     pub standing: Standing,
-    /// The secrets, `namespace:name`, that it was made with for one pod. It serves only pods that have them too, because
-    /// what they let in may be private. Empty for a cache that was made by hand: that one is its maker's to give.
-    pub made_with: BTreeSet<String>,
+    /// What its host is told of it with a pod that starts from it.
+    pub trust: Trust,
+    /// The secrets, `namespace:name`, that a pod must have to start from it: for an automatic cache those that it was made
+    /// with, where its host does not find out by itself which pods may have a private image. Empty otherwise.
+    pub only_with: BTreeSet<String>,
     /// What it holds on this host; what it is to hold where it does not serve.
     pub images: Vec<CandidateImage>,
+}
+
+/// Whom a cache is given to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Trust {
+    /// Whether it was made for a pod, with that pod's credentials.
+    pub is_automatic: bool,
+    /// Its own policy; none for the host's.
+    pub policy: Option<VerificationPolicy>,
 }
 
 /// Whether pods can start from a cache.
@@ -228,7 +240,7 @@ impl Refusal {
 /// Decides for one pod. The order of `caches` does not matter.
 pub fn decide<'a>(wish: &Wish, images: &PodImages, caches: impl IntoIterator<Item = &'a Candidate>) -> Decision {
     let allowed: Vec<&Candidate> =
-        caches.into_iter().filter(|cache| cache.made_with.is_subset(&images.secrets)).collect();
+        caches.into_iter().filter(|cache| cache.only_with.is_subset(&images.secrets)).collect();
     match wish {
         Wish::Nothing => Decision { choice: Choice::Off, automatic: Automatic::Nothing },
         Wish::Pinned { id } => Decision { choice: pinned(id, images, &allowed), automatic: Automatic::Nothing },

@@ -2,15 +2,17 @@
 //!
 //! The image caches as a pod sees them that is about to start: for each virtual node, which caches serve there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::automatic;
 use super::hosts::{Host, serves};
-use super::matching::{Candidate, CandidateImage, Standing};
+use super::matching::{Candidate, CandidateImage, Standing, Trust};
 use super::plan::{id_of, is_leaving};
 use super::reference::Reference;
+use super::retention;
 use super::status::has_failed;
+use super::verification;
 use crate::agent::{CachePhase, CacheState};
 use crate::custom_resource::ImageCache;
 
@@ -91,7 +93,11 @@ fn candidate(cache: &ImageCache, host: &Host) -> Candidate {
         name: cache.metadata.name.clone().unwrap_or_default(),
         created: created.unwrap_or_default(),
         standing: standing(cache, state),
-        made_with: automatic::made_with(cache),
+        trust: Trust { is_automatic: retention::is_automatic(cache), policy: verification::policy(cache) },
+        only_with: match state {
+            Some(state) if state.verifies_credentials => BTreeSet::new(),
+            Some(_) | None => automatic::made_with(cache),
+        },
         images: state.iter().flat_map(|state| &state.images).filter_map(image).collect(),
         id,
     }
@@ -150,5 +156,24 @@ mod tests {
         assert_eq!(snapshot.of("b").unwrap().candidates[0].standing, Standing::NotComplete);
         assert!(snapshot.of("c").is_none() && snapshot.of("d").is_none());
         assert!(take(None, &hosts).of("a").is_none());
+    }
+
+    #[test]
+    fn only_a_host_that_verifies_is_given_every_pod() {
+        let mut caches = caches();
+        let cache = caches.get_mut("c").unwrap();
+        cache.metadata.labels = Some([(crate::custom_resource::AUTOMATIC_LABEL.to_owned(), "true".to_owned())].into());
+        cache.spec.image_pull_secrets = vec!["ns:s".to_owned()];
+        let id = id_of(cache);
+        let candidate = |verifies_credentials| {
+            let state =
+                CacheState { id: id.clone(), phase: CachePhase::Ready, verifies_credentials, ..Default::default() };
+            let host = Host { is_known: true, caches: [(id.clone(), state)].into(), ..Host::default() };
+            take(Some(caches.values().collect()), &[("a".to_owned(), host)].into()).of("a").unwrap().candidates[0]
+                .clone()
+        };
+        let (verifying, older) = (candidate(true), candidate(false));
+        assert!(verifying.trust.is_automatic && verifying.only_with.is_empty());
+        assert_eq!(older.only_with, BTreeSet::from(["ns:s".to_owned()]));
     }
 }

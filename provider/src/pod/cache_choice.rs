@@ -7,6 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::Pod;
 
+use crate::agent::ChosenCache;
+
 /// Decides how a pod starts.
 #[async_trait]
 pub trait CacheChoice: Send + Sync + std::fmt::Debug {
@@ -40,7 +42,7 @@ pub enum CacheDecision {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Admitted {
     /// The image cache that it starts from.
-    pub image_cache_id: Option<String>,
+    pub image_cache: Option<ChosenCache>,
     /// Events to record on it, in order.
     pub notices: Vec<Notice>,
     /// Annotations to write on it. The agent sees them from the start; the API server gets them right after.

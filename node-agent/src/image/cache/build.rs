@@ -22,7 +22,7 @@ use crate::{
         resolve::ResolvedImage,
         service::{Engine, EngineError},
     },
-    registry::{Reference, Repository},
+    registry::{Entry, Reference, RegistryAccess, Repository, Resolve},
     store::pins::Holder,
 };
 
@@ -118,8 +118,12 @@ impl Build {
         let pull = self.engine.pulls.begin(&reference, Waiter::Cache(self.wish.name.clone()), jiff::Timestamp::now());
         let resolved = async {
             let repository = self.engine.registries.open(&reference, &self.wish.access).await?;
-            let image = self.engine.resolver.at_registry(&reference, &repository).await?;
-            self.engine.note_source(&reference, &self.wish.access, image.manifest).await;
+            let (image, entry) = self.engine.resolver.at_registry(&reference, &repository).await?;
+            let is_private = entry != Entry::Anybody;
+            self.engine.note_pull(&reference, &self.wish.access, image.manifest, entry).await;
+            if is_private {
+                self.note_if_public(&reference, &image).await;
+            }
             let pin = self.engine.mounts.pin(Holder::Cache, &image.image_layers()).await?;
             let plan = self.engine.fetcher.plan(&image.layers).await;
             Ok::<_, EngineError>((repository, image, pin, plan))
@@ -129,6 +133,18 @@ impl Build {
             Err(err) => return Err(self.failed(&written, err).await),
         };
         Ok(Wanted { written, reference, repository, image, pin, plan, done: AtomicU64::new(0), pull })
+    }
+
+    /// A public image may have been asked for with a login. Whether it is public is found out now, so that no pod that
+    /// starts from the cache has to.
+    async fn note_if_public(&self, reference: &Reference, image: &ResolvedImage) {
+        let access = RegistryAccess { credentials: Vec::new(), ..self.wish.access.clone() };
+        let Ok(repository) = self.engine.registries.open(reference, &access).await else { return };
+        match repository.resolve(&image.top.to_string(), Resolve::DigestOnly).await {
+            Ok(found) => self.engine.records.note(reference, image.manifest, found.entry).await,
+            // Whatever the reason: pods are asked for their own logins then.
+            Err(err) => tracing::debug!(%reference, error = %Chain(&err), "not for everybody"),
+        }
     }
 
     async fn fetch(&self, one: &Wanted, all: &[Wanted]) -> Result<(), BuildError> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::*;
 use crate::{
     image::{
-        EnsureImage, ImageProgress, PullPolicy,
+        ChosenCache, EnsureImage, ImageProgress, PullPolicy,
         tests::{Bench, noise, push, push_layers, wish},
     },
     registry::{
@@ -36,7 +36,7 @@ async fn settled(bench: &Bench, phase: CachePhase) -> Arc<CacheState> {
 }
 
 fn from_cache(reference: &str, policy: PullPolicy) -> EnsureImage {
-    EnsureImage { policy, cache: Some("imc-1".to_owned()), ..wish(reference) }
+    EnsureImage { policy, cache: Some(ChosenCache::by_hand("imc-1")), ..wish(reference) }
 }
 
 #[tokio::test]
@@ -71,7 +71,8 @@ async fn a_hit_asks_no_registry_at_all() {
     push(&registry, "b", "v1");
     for (wanted, cache) in [("a:v2", "imc-1"), ("b:v1", "imc-1"), ("a:v1", "imc-2")] {
         let reference = format!("{}/{wanted}", registry.host());
-        let wish = EnsureImage { policy: PullPolicy::Never, cache: Some(cache.to_owned()), ..wish(&reference) };
+        let wish =
+            EnsureImage { policy: PullPolicy::Never, cache: Some(ChosenCache::by_hand(cache)), ..wish(&reference) };
         assert_eq!(bench.ensure(wish).await.0.unwrap_err().reason(), "ErrImageNeverPull", "{wanted} from {cache}");
     }
     assert_eq!(registry.seen(), []);

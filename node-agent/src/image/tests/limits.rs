@@ -72,7 +72,7 @@ async fn so_many_layers_at_once_come_from_all_registries() {
 #[tokio::test]
 async fn bandwidth_is_shared_by_all_that_comes() {
     let folder = Arc::new(tempfile::tempdir().unwrap());
-    let bench = Bench::over(folder, TestSnapshotter::default(), None, NonZeroU64::new(1 << 20)).await;
+    let bench = Bench::over(folder, TestSnapshotter::default(), None, image_config(NonZeroU64::new(1 << 20))).await;
     let registry = TestRegistry::start().await;
     let layer = |seed| {
         let plain = noise(seed, 512 << 10);

@@ -117,7 +117,7 @@ impl Repair {
         let engine = &self.service.engine;
         let Some((reference, access)) = by_digest(source, manifest) else { return Ok(()) };
         let repository = engine.registries.open(&reference, &access).await?;
-        let image = engine.resolver.at_registry(&reference, &repository).await?;
+        let (image, _) = engine.resolver.at_registry(&reference, &repository).await?;
         let wanted: Vec<_> = image.layers.iter().filter(|layer| layer.diff_id == diff_id).take(1).copied().collect();
         let plan = engine.fetcher.plan(&wanted).await;
         engine.fetcher.fetch(&reference, &repository, &plan, |_| ()).await.map_err(EngineError::Pull)?;

@@ -11,7 +11,10 @@ use serde::{Deserialize, Serialize, de::Error as _};
 
 use super::Record;
 use crate::{
-    image::{Credential, Login, RegistryAccess},
+    image::{
+        ChosenCache, Credential, Login, RegistryAccess,
+        verification::{Origin, Policy},
+    },
     pod::{
         lifecycle::{Cause, Node, Phase, Retry, Run, Stage, Then},
         objects::{ObjectData, PodObjects, ServiceAccountToken},
@@ -35,6 +38,11 @@ struct WishForm {
     plain_http: Vec<String>,
     insecure: Vec<String>,
     cache: Option<String>,
+    // An agent of before has written neither, for a cache that served every pod it was chosen for.
+    #[serde(default)]
+    cache_origin: Origin,
+    #[serde(default)]
+    cache_policy: Option<Policy>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -69,7 +77,9 @@ pub(super) fn wish_to_json(wish: &PodWish) -> serde_json::Result<Vec<u8>> {
         credentials: credentials.collect(),
         plain_http: wish.access.plain_http.clone(),
         insecure: wish.access.insecure.clone(),
-        cache: wish.cache.clone(),
+        cache: wish.cache.as_ref().map(|cache| cache.id.clone()),
+        cache_origin: wish.cache.as_ref().map(|cache| cache.origin).unwrap_or_default(),
+        cache_policy: wish.cache.as_ref().and_then(|cache| cache.policy),
     })
 }
 
@@ -101,7 +111,7 @@ pub(super) fn wish_from_json(bytes: &[u8]) -> serde_json::Result<PodWish> {
             plain_http: form.plain_http,
             insecure: form.insecure,
         },
-        cache: form.cache,
+        cache: form.cache.map(|id| ChosenCache { id, origin: form.cache_origin, policy: form.cache_policy }),
     })
 }
 

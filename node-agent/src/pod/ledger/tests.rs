@@ -2,7 +2,10 @@ use std::{collections::BTreeMap, os::unix::fs::PermissionsExt as _, time::Durati
 
 use super::*;
 use crate::{
-    image::{Credential, Login, RegistryAccess},
+    image::{
+        ChosenCache, Credential, Login, RegistryAccess,
+        verification::{Origin, Policy},
+    },
     pod::{
         lifecycle::{Cause, Phase, Retry, Run, Then},
         objects::{PodObjects, ServiceAccountToken},
@@ -36,7 +39,7 @@ fn wish() -> PodWish {
             plain_http: vec!["localhost:5000".into()],
             insecure: vec!["bad.example".into()],
         },
-        cache: Some("imc-1".into()),
+        cache: Some(ChosenCache { id: "imc-1".into(), origin: Origin::Automatic, policy: Some(Policy::AlwaysVerify) }),
     }
 }
 

@@ -302,5 +302,7 @@ fn image_message(error: &EnsureImageError) -> String {
         EnsureImageError::NeverPull { reference } => {
             format!("Container image \"{reference}\" is not present with pull policy of Never")
         }
+        // The kubelet's words begin with a capital letter, and errors do not.
+        EnsureImageError::NeverVerified { .. } => error.to_string().replacen("container", "Container", 1),
     }
 }

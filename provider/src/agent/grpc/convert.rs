@@ -10,12 +10,13 @@ use larder_proto::v1;
 use crate::agent::{
     AgentError, BuildEvent, CacheChange, CachePhase, CacheState, CachedImage, ContainerStats, HostImage,
     ImageCacheBuild, LogQuery, NodeFacts, NodeStats, PodChange, PodEvent, PodGone, PodState, PodStats,
-    RegistryCredential, ResolvedObject, RunPod, Usage,
+    RegistryCredential, ResolvedObject, RunPod, Usage, VerificationPolicy,
 };
 
 pub(super) fn run_pod(run: &RunPod) -> Result<v1::RunPodRequest, AgentError> {
     let pod_json = serde_json::to_vec(&*run.pod)
         .map_err(|error| AgentError::Invalid { message: format!("encode pod as JSON: {error}") })?;
+    let cache = run.image_cache.as_ref();
     Ok(v1::RunPodRequest {
         pod_json: pod_json.into(),
         config_maps: run.config_maps.iter().map(object).collect(),
@@ -35,10 +36,23 @@ pub(super) fn run_pod(run: &RunPod) -> Result<v1::RunPodRequest, AgentError> {
             .map(|(name, value)| v1::EnvVar { name: name.clone(), value: value.clone() })
             .collect(),
         credentials: run.credentials.iter().map(credential).collect(),
-        image_cache_id: run.image_cache_id.clone().unwrap_or_default(),
+        image_cache_id: cache.map(|cache| cache.id.clone()).unwrap_or_default(),
+        image_cache_automatic: cache.is_some_and(|cache| cache.is_automatic),
+        image_pull_credentials_verification_policy: policy(cache.and_then(|cache| cache.policy)).into(),
         plain_http_registries: run.plain_http_registries.clone(),
         insecure_registries: run.insecure_registries.clone(),
     })
+}
+
+fn policy(policy: Option<VerificationPolicy>) -> v1::ImagePullCredentialsVerificationPolicy {
+    use v1::ImagePullCredentialsVerificationPolicy as Wire;
+    match policy {
+        None => Wire::Unspecified,
+        Some(VerificationPolicy::NeverVerify) => Wire::NeverVerify,
+        Some(VerificationPolicy::NeverVerifyPreloadedImages) => Wire::NeverVerifyPreloadedImages,
+        Some(VerificationPolicy::NeverVerifyAllowlistedImages) => Wire::NeverVerifyAllowlistedImages,
+        Some(VerificationPolicy::AlwaysVerify) => Wire::AlwaysVerify,
+    }
 }
 
 fn object(object: &ResolvedObject) -> v1::ResolvedObject {
@@ -233,6 +247,7 @@ fn cache_state(wire: v1::ImageCacheState) -> CacheState {
         events: wire.events.into_iter().map(event).collect(),
         started: time(wire.started),
         last_updated: time(wire.last_updated),
+        verifies_credentials: wire.verifies_credentials,
     }
 }
 
@@ -243,6 +258,7 @@ mod tests {
     use k8s_openapi::api::core::v1::Pod;
 
     use super::*;
+    use crate::agent::ChosenCache;
 
     #[test]
     fn what_is_to_be_asked_for_again_has_not_failed() {
@@ -270,7 +286,11 @@ mod tests {
             tokens: vec![],
             service_env: vec![("A".into(), "1".into())],
             credentials: vec![],
-            image_cache_id: Some("imc-1".into()),
+            image_cache: Some(ChosenCache {
+                id: "imc-1".into(),
+                is_automatic: true,
+                policy: Some(VerificationPolicy::AlwaysVerify),
+            }),
             plain_http_registries: vec![],
             insecure_registries: vec![],
         };
@@ -278,7 +298,11 @@ mod tests {
         assert_eq!(serde_json::from_slice::<Pod>(&wire.pod_json).unwrap(), pod);
         let value: serde_json::Value = serde_json::from_slice(&wire.pod_json).unwrap();
         assert_eq!((&value["kind"], &value["apiVersion"]), (&"Pod".into(), &"v1".into()));
-        assert_eq!(wire.image_cache_id, "imc-1");
+        assert_eq!((wire.image_cache_id.as_str(), wire.image_cache_automatic), ("imc-1", true));
+        assert_eq!(
+            wire.image_pull_credentials_verification_policy(),
+            v1::ImagePullCredentialsVerificationPolicy::AlwaysVerify
+        );
         assert_eq!(wire.config_maps[0].data["k"], "v");
     }
 

@@ -12,6 +12,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::Request;
 
 use super::*;
+use crate::agent::ChosenCache;
 
 /// Answers as a test wants it, and keeps what it was sent.
 #[derive(Debug, Default)]
@@ -95,7 +96,7 @@ async fn calls_arrive_and_answers_come_back() {
         tokens: vec![],
         service_env: vec![],
         credentials: vec![],
-        image_cache_id: Some("imc-1".into()),
+        image_cache: Some(ChosenCache { id: "imc-1".into(), is_automatic: false, policy: None }),
         plain_http_registries: vec![],
         insecure_registries: vec![],
     };

@@ -7,11 +7,11 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::agent::fake::FakeAgent;
-use crate::agent::{CachePhase, CacheState, CachedImage, RegistryCredential};
+use crate::agent::{CachePhase, CacheState, CachedImage, ChosenCache, RegistryCredential, VerificationPolicy};
 use crate::cluster::fake::FakeCluster;
 use crate::cluster::objects::ObjectContent;
 use crate::cluster::{ObjectKey, ObjectKind};
-use crate::custom_resource::{ImageCacheSpec, Phase};
+use crate::custom_resource::{ImageCacheSpec, Phase, VERIFICATION_ANNOTATION};
 use crate::image_cache::handle::Chosen;
 use crate::image_cache::matching::Refusal;
 use crate::image_cache::plan::id_of;
@@ -156,6 +156,10 @@ fn pod(name: &str, annotations: Value, images: &[&str]) -> Pod {
     .unwrap()
 }
 
+fn chosen_by_hand(id: &str) -> ChosenCache {
+    ChosenCache { id: id.to_owned(), is_automatic: false, policy: None }
+}
+
 fn reasons(chosen: &Chosen) -> Vec<&'static str> {
     chosen.notes.iter().map(|note| note.reason).collect()
 }
@@ -176,11 +180,11 @@ async fn a_cache_made_by_hand_becomes_ready_and_is_hit() {
     assert_eq!((status.progress.as_str(), status.image_cache_id.as_deref()), ("100%", Some(id.as_str())));
 
     let chosen = bench.caches.choose("a", &pod("p", json!({}), &["nginx:1"])).await;
-    assert_eq!(chosen.start, Ok(Some(id.clone())));
+    assert_eq!(chosen.start, Ok(Some(chosen_by_hand(&id))));
     assert_eq!(reasons(&chosen), ["SuccessfulHitImageCache"]);
     let pinned = pod("p", json!({"k8s.aliyun.com/eci-imc-id": id}), &["redis"]);
     bench.caches.until_ready("a", &pinned).await;
-    assert_eq!(bench.caches.choose("a", &pinned).await.start, Ok(Some(id)));
+    assert_eq!(bench.caches.choose("a", &pinned).await.start, Ok(Some(chosen_by_hand(&id))));
     bench
         .cluster
         .wait("last use", |record| {
@@ -272,7 +276,7 @@ async fn a_partial_hit_serves_and_has_a_whole_cache_made() {
     bench.phase("c", Phase::Ready).await;
     let both = ["nginx:1", "redis:1"];
     let chosen = bench.caches.choose("a", &pod("p", json!({}), &both)).await;
-    assert_eq!(chosen.start, Ok(Some(id)));
+    assert_eq!(chosen.start, Ok(Some(chosen_by_hand(&id))));
     bench.event("p", "ImageCacheAutoCreated").await;
     let off = pod("q", json!({"k8s.aliyun.com/eci-auto-imc": "false"}), &["other"]);
     assert_eq!(bench.caches.choose("a", &off).await, Chosen { start: Ok(None), notes: vec![] });
@@ -307,7 +311,7 @@ async fn a_restart_resumes_and_a_host_that_lost_its_caches_is_told_again() {
     bench.phase("c", Phase::Ready).await;
     let bench = bench.restart().await;
     let chosen = bench.caches.choose("a", &pod("p", json!({}), &["nginx:1"])).await;
-    assert_eq!(chosen.start, Ok(Some(id.clone())));
+    assert_eq!(chosen.start, Ok(Some(chosen_by_hand(&id))));
     bench.settle().await;
     assert_eq!(bench.agent("a").see(|record| record.builds.len()), 1);
 
@@ -333,7 +337,7 @@ async fn an_edited_cache_is_built_again_while_it_serves() {
     bench.cluster.put_image_cache(cache);
     bench.agent("a").wait("rebuild", |record| record.builds.len() == 2).await;
     bench.phase("c", Phase::Updating).await;
-    assert_eq!(bench.caches.choose("a", &pod("p", json!({}), &["nginx:1"])).await.start, Ok(Some(id.clone())));
+    assert_eq!(bench.caches.choose("a", &pod("p", json!({}), &["nginx:1"])).await.start, Ok(Some(chosen_by_hand(&id))));
     bench.report("a", &id, CachePhase::Ready, 2, &["nginx:2"]);
     let cache = bench.phase("c", Phase::Ready).await;
     assert_eq!(cache.status.unwrap().observed_generation, Some(2));
@@ -445,4 +449,34 @@ async fn a_build_that_a_restart_of_the_agent_interrupted_is_asked_for_again() {
     says(&mut controller, &[CachePhase::Creating]);
     controller.look(now + seconds(3600));
     assert!(!is_building(&controller));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_host_is_told_how_the_cache_came_to_be_and_whom_it_is_for() {
+    let bench = Bench::new(&["a"]);
+    bench.caches.choose("a", &pod("p", json!({}), &["nginx:1"])).await;
+    let mut cache = bench.automatic().await;
+    let id = id_of(&cache);
+    bench.told("a", &id).await;
+    bench.agent("a").report_cache(CacheState {
+        id: id.clone(),
+        phase: CachePhase::Ready,
+        generation: 1,
+        images: vec![CachedImage { reference: "nginx:1".to_owned(), ..Default::default() }],
+        verifies_credentials: true,
+        ..CacheState::default()
+    });
+    let name = cache.metadata.name.clone().unwrap();
+    bench.phase(&name, Phase::Ready).await;
+    // It has none of the secrets that the cache was made with: whether it may have the image is the host's to find out.
+    let mut stranger = pod("q", json!({}), &["nginx:1"]);
+    stranger.spec.as_mut().unwrap().image_pull_secrets = None;
+    let expected = ChosenCache { id: id.clone(), is_automatic: true, policy: None };
+    assert_eq!(bench.caches.choose("a", &stranger).await.start, Ok(Some(expected.clone())));
+    cache = bench.cluster.see(|record| record.image_caches[&name].clone());
+    cache.metadata.annotations = Some([(VERIFICATION_ANNOTATION.to_owned(), "NeverVerify".to_owned())].into());
+    bench.cluster.put_image_cache(cache);
+    bench.settle().await;
+    let expected = ChosenCache { policy: Some(VerificationPolicy::NeverVerify), ..expected };
+    assert_eq!(bench.caches.choose("a", &stranger).await.start, Ok(Some(expected)));
 }

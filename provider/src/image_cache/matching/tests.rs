@@ -22,7 +22,8 @@ fn cache(id: &str, created: i64, images: &[&str]) -> Candidate {
         name: format!("name-{id}"),
         created,
         standing: Standing::Serving,
-        made_with: BTreeSet::new(),
+        trust: Trust::default(),
+        only_with: BTreeSet::new(),
         images: images.iter().map(|reference| image(reference, 100)).collect(),
     }
 }
@@ -230,7 +231,7 @@ fn no_cache_when_it_is_switched_off() {
 #[case::more(&["a:one", "a:two", "a:three"], hit("imc-p", Coverage::Full))]
 fn what_secrets_made_serves_who_has_them(#[case] secrets: &[&str], #[case] wanted: Choice) {
     let private =
-        Candidate { made_with: ["a:one", "a:two"].map(str::to_owned).into(), ..cache("imc-p", 0, &["nginx:1"]) };
+        Candidate { only_with: ["a:one", "a:two"].map(str::to_owned).into(), ..cache("imc-p", 0, &["nginx:1"]) };
     let pod = pod(&["nginx:1"]).pulled_with(secrets.iter().map(|name| (*name).to_owned()).collect());
     let pinned = Wish::Pinned { id: "imc-p".to_owned() };
     let refused = Choice::Refused(Refusal::NotFound { id: "imc-p".to_owned() });
@@ -252,7 +253,8 @@ fn some_cache() -> impl Strategy<Value = Candidate> {
         name: format!("name-{id}"),
         created,
         standing: if standing == 0 { Standing::NotComplete } else { Standing::Serving },
-        made_with: if standing == 3 { ["ns:private".to_owned()].into() } else { BTreeSet::new() },
+        trust: Trust::default(),
+        only_with: if standing == 3 { ["ns:private".to_owned()].into() } else { BTreeSet::new() },
         images: images.iter().map(|(reference, size)| image(reference, *size)).collect(),
     })
 }
@@ -297,7 +299,7 @@ proptest! {
     fn no_other_cache_holds_more(images in some_pod(), caches in some_caches()) {
         let choice = decide(&ANY, &images, &caches).choice;
         let held = exact(&images, &caches, &choice);
-        let serves = |cache: &&Candidate| cache.standing == Standing::Serving && cache.made_with.is_empty();
+        let serves = |cache: &&Candidate| cache.standing == Standing::Serving && cache.only_with.is_empty();
         for cache in caches.iter().filter(serves) {
             prop_assert!(Degree::of(&images, cache).exact <= held);
         }
@@ -305,7 +307,7 @@ proptest! {
 
     #[test]
     fn what_secrets_made_is_not_there_for_a_pod_without(images in some_pod(), caches in some_caches()) {
-        let open: Vec<Candidate> = caches.iter().filter(|cache| cache.made_with.is_empty()).cloned().collect();
+        let open: Vec<Candidate> = caches.iter().filter(|cache| cache.only_with.is_empty()).cloned().collect();
         prop_assert_eq!(decide(&ANY, &images, &caches), decide(&ANY, &images, &open));
     }
 

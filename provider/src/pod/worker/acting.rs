@@ -314,7 +314,7 @@ fn run_pod(pod: Arc<Pod>, admitted: Admitted, gathered: Gathered) -> (RunPod, cr
         tokens: gathered.tokens,
         service_env: gathered.service_env,
         credentials: gathered.credentials,
-        image_cache_id: admitted.image_cache_id,
+        image_cache: admitted.image_cache,
         plain_http_registries: admitted.plain_http_registries,
         insecure_registries: admitted.insecure_registries,
     };

@@ -1,6 +1,7 @@
 //! One life of a pod: start, restarts, back-offs, disk use.
 
 use super::*;
+use crate::image::ChosenCache;
 
 #[tokio::test(start_paused = true)]
 async fn a_pod_runs_to_its_end() {
@@ -126,7 +127,7 @@ async fn a_newer_wish_changes_neither_the_cache_nor_how_registries_are_spoken_to
     bench.until(|snapshot| phase(snapshot) == "Running").await;
     assert_eq!(bench.host.count("ensure"), 1);
     let mut forged = fakes::wish("u1", json!({"containers": [{"name": "app", "image": "secret:1"}]}));
-    forged.cache = Some("imc-of-somebody-else".to_owned());
+    forged.cache = Some(ChosenCache::by_hand("imc-of-somebody-else"));
     forged.access.insecure = vec!["registry:5000".to_owned()];
     bench.drain_events();
     bench.pods.run(forged.clone()).await.unwrap();
@@ -146,7 +147,7 @@ async fn a_newer_wish_changes_neither_the_cache_nor_how_registries_are_spoken_to
 async fn a_newer_wish_without_a_cache_leaves_the_chosen_one() {
     let mut bench = Bench::new().await;
     let mut wish = fakes::wish("u1", one("Always"));
-    wish.cache = Some("imc-1".to_owned());
+    wish.cache = Some(ChosenCache::by_hand("imc-1"));
     bench.pods.run(wish.clone()).await.unwrap();
     bench.until(|snapshot| phase(snapshot) == "Running").await;
     bench.pods.run(PodWish { cache: None, ..wish.clone() }).await.unwrap();

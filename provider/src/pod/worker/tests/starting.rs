@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use rstest::rstest;
 
 use super::*;
-use crate::agent::AgentError;
+use crate::agent::{AgentError, ChosenCache, VerificationPolicy};
 use crate::pod::cache_choice::{CacheDecision, Notice, Refusal};
 
 #[tokio::test(start_paused = true)]
@@ -59,9 +59,13 @@ impl CacheChoice for Scripted {
     }
 }
 
+fn cache() -> ChosenCache {
+    ChosenCache { id: "imc-1".into(), is_automatic: true, policy: Some(VerificationPolicy::NeverVerify) }
+}
+
 fn admitted() -> Admitted {
     Admitted {
-        image_cache_id: Some("imc-1".into()),
+        image_cache: Some(cache()),
         notices: vec![Notice { warning: false, reason: "SuccessfulHitImageCache".into(), message: "hit".into() }],
         annotations: BTreeMap::from([("k8s.aliyun.com/eci-instance-id".to_owned(), "eci-1".to_owned())]),
         labels: BTreeMap::from([("virtual".to_owned(), "true".to_owned())]),
@@ -83,7 +87,7 @@ async fn the_chosen_cache_goes_along_and_its_marks_are_written_once() {
     // The agent saw the marks from the start, so that nothing had to be handed over again.
     bench.agent.see(|record| {
         assert_eq!(record.runs.len(), 1);
-        assert_eq!(record.runs[0].image_cache_id.as_deref(), Some("imc-1"));
+        assert_eq!(record.runs[0].image_cache, Some(cache()));
         assert!(has_it(&record.runs[0].pod));
     });
     let source = bench.cluster.see(|record| record.events[0].source.clone().unwrap());
