@@ -13,6 +13,7 @@ mod matrix;
 mod mounted;
 mod network;
 mod node;
+mod private_images;
 mod profile;
 mod registry;
 mod scheduling;
@@ -26,7 +27,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use futures::future::BoxFuture;
-use larder_e2e::cluster::{Cluster, Options};
+use larder_e2e::cluster::{Cluster, Options, TEST_REGISTRY};
 use libtest_mimic::{Arguments, Failed, Trial};
 use tokio::runtime::Runtime;
 use tokio::sync::{Mutex, OnceCell, RwLock};
@@ -109,6 +110,9 @@ fn shared() -> Vec<(&'static str, Shared)> {
         tests!(registry: wrong_digest, wrong_length, truncated, reset, silent, server_errors, endless, unauthorized, token_loop, not_found, huge_manifest, manifest_of_itself, redirected, too_many_requests, slow, pull_secret),
     );
     all.extend::<Vec<(&'static str, Shared)>>(tests!(image_cache: made_by_hand, pinned_without_the_registry, matched_without_the_registry, made_when_missing, pinned_to_one_that_is_missing, pinned_to_one_in_the_making, one_for_many_pods, gone_from_the_host_when_deleted, invalid_annotations, as_kubectl_shows_it, explained, refused_and_taken, updated, annotations_are_told_of_once, of_another_namespace, only_for_who_may_read_them));
+    all.extend::<Vec<(&'static str, Shared)>>(
+        tests!(private_images: of_another_tenant, each_policy, public_ones_need_no_request),
+    );
     all.extend::<Vec<(&'static str, Shared)>>(tests!(mounted: images_are_what_umoci_unpacks));
     all.extend::<Vec<(&'static str, Shared)>>(
         tests!(annotations: partly_hit, init_containers_count, a_change_comes_too_late_and_is_told_once, figures),
@@ -155,7 +159,9 @@ fn alone() -> Vec<(&'static str, Alone)> {
 impl Clusters {
     fn run_shared(&self, test: Shared) -> Result<(), Failed> {
         self.runtime.block_on(async {
-            let agent_flags = vec!["--registry-stall=5s".to_owned()];
+            let allowed =
+                format!("--preloaded-images-verification-allowlist={TEST_REGISTRY}/{}", private_images::ALLOWED);
+            let agent_flags = vec!["--registry-stall=5s".to_owned(), allowed];
             let options = Options { kube_proxy: true, agent_flags, ..Options::new('s', 201) };
             let cluster = self.shared.get_or_try_init(|| Cluster::start(options)).await.map_err(failed)?;
             limited(test(cluster)).await.map_err(failed)

@@ -90,6 +90,7 @@ pub(crate) async fn explained(cluster: &Cluster) -> Result<()> {
         "k8s.aliyun.com/plain-http-registry",
         "eci.alibabacloud.com/node-selector",
         "eci.alibabacloud.com/refresh",
+        "eci.alibabacloud.com/image-pull-credentials-verification-policy",
     ] {
         ensure!(spec.contains(part), "{part} is not in\n{spec}");
     }
