@@ -1,6 +1,7 @@
 //! Image caches: made by hand, pinned, matched, made by themselves.
 
 mod hosts;
+mod interrupted;
 mod limits;
 mod objects;
 mod pods;
@@ -16,6 +17,10 @@ use serde_json::{Value, json};
 pub(crate) use hosts::{
     a_host_lost_in_mid_build, a_host_that_joins_later, deleted_while_a_host_is_away, each_host_is_shown,
     only_where_it_is_wanted,
+};
+pub(crate) use interrupted::{
+    agent_killed_in_mid_build, api_server_away_while_a_build_ends, deleted_while_pods_start,
+    provider_killed_in_mid_build,
 };
 pub(crate) use limits::{definition_by_flag, room_for_two};
 pub(crate) use objects::{

@@ -109,7 +109,7 @@ fn shared() -> Vec<(&'static str, Shared)> {
     all.extend::<Vec<(&'static str, Shared)>>(
         tests!(registry: wrong_digest, wrong_length, truncated, reset, silent, server_errors, endless, unauthorized, token_loop, not_found, huge_manifest, manifest_of_itself, redirected, too_many_requests, slow, pull_secret),
     );
-    all.extend::<Vec<(&'static str, Shared)>>(tests!(image_cache: made_by_hand, pinned_without_the_registry, matched_without_the_registry, made_when_missing, pinned_to_one_that_is_missing, pinned_to_one_in_the_making, one_for_many_pods, gone_from_the_host_when_deleted, invalid_annotations, as_kubectl_shows_it, explained, refused_and_taken, updated, annotations_are_told_of_once, of_another_namespace, only_for_who_may_read_them));
+    all.extend::<Vec<(&'static str, Shared)>>(tests!(image_cache: made_by_hand, pinned_without_the_registry, matched_without_the_registry, made_when_missing, pinned_to_one_that_is_missing, pinned_to_one_in_the_making, one_for_many_pods, gone_from_the_host_when_deleted, invalid_annotations, as_kubectl_shows_it, explained, refused_and_taken, updated, annotations_are_told_of_once, of_another_namespace, only_for_who_may_read_them, deleted_while_pods_start));
     all.extend::<Vec<(&'static str, Shared)>>(
         tests!(private_images: of_another_tenant, each_policy, public_ones_need_no_request),
     );
@@ -143,7 +143,7 @@ fn alone() -> Vec<(&'static str, Alone)> {
     all.extend::<Vec<(&'static str, Alone)>>(
         tests!(disruption: agent_killed, provider_killed, agent_away_shows_on_the_node, api_server_away, disk_full),
     );
-    all.extend::<Vec<(&'static str, Alone)>>(tests!(image_cache: room_for_two, definition_by_flag));
+    all.extend::<Vec<(&'static str, Alone)>>(tests!(image_cache: room_for_two, definition_by_flag, provider_killed_in_mid_build, agent_killed_in_mid_build, api_server_away_while_a_build_ends));
     all.extend::<Vec<(&'static str, Alone)>>(tests!(annotations: a_forged_cache_is_not_believed));
     // There is one profile in a cluster.
     all.extend::<Vec<(&'static str, Alone)>>(

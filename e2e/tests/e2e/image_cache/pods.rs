@@ -1,6 +1,6 @@
 //! Pods: which cache they start from, and what is made when there is none.
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::ListParams;
 use larder_e2e::cluster::{BUSYBOX, Cluster};
@@ -76,15 +76,7 @@ pub(crate) async fn made_when_missing(cluster: &Cluster) -> Result<()> {
     let name = cache.metadata.name.clone().unwrap_or_default();
     ensure!(name.starts_with("auto-create-for-eci-"), "{name}");
     wait_cache(cluster, &name, "Ready", |cache| cache.data["status"]["phase"] == "Ready").await?;
-    let layers = cluster
-        .registry
-        .seen()
-        .iter()
-        .filter(|seen| {
-            seen.repository == "missing-cache" && seen.kind == Kind::Blob && seen.method == http::Method::GET
-        })
-        .count();
-    ensure!(layers <= 3, "no byte is fetched twice (one config, two layers): {layers}");
+    ensure_fetched_once(cluster, "missing-cache")?;
     scene.pod("second", sleeper(&image)).await?;
     scene.wait_ready("second").await?;
     scene.wait_event("second", "SuccessfulHitImageCache", "").await?;
@@ -127,20 +119,30 @@ pub(crate) async fn pinned_to_one_in_the_making(cluster: &Cluster) -> Result<()>
     Ok(())
 }
 
-/// However many pods with the same images come together, one cache is made for them.
+/// No byte of an image is fetched twice: it has one config and two layers.
+fn ensure_fetched_once(cluster: &Cluster, repository: &str) -> Result<()> {
+    let seen = cluster.registry.seen();
+    let of_it = seen.iter().filter(|seen| seen.repository == repository && seen.method == http::Method::GET);
+    let fetched = of_it.filter(|seen| seen.kind == Kind::Blob).count();
+    ensure!(fetched <= 3, "one config and two layers were fetched with {fetched} requests");
+    Ok(())
+}
+
+/// However many pods with the same images come together, one cache is made for them, of what one transfer has brought.
 pub(crate) async fn one_for_many_pods(cluster: &Cluster) -> Result<()> {
     let image = cluster.own_image("one-for-many").await?;
     let scene = Scene::new(cluster, "one-for-many", &[]).await?;
-    for n in 0..5 {
-        scene.pod(&format!("pod-{n}"), sleeper(&image)).await?;
-    }
-    for n in 0..5 {
-        scene.wait_ready(&format!("pod-{n}")).await?;
+    let names: Vec<String> = (0..20).map(|n| format!("pod-{n}")).collect();
+    futures::future::try_join_all(names.iter().map(|name| scene.pod(name, sleeper(&image)))).await?;
+    for name in &names {
+        scene.wait_ready(name).await?;
     }
     let caches = image_caches(&cluster.client).list(&ListParams::default()).await?;
-    let made = caches.items.iter().filter(|cache| cache.data["spec"]["images"] == json!([image])).count();
-    ensure!(made == 1, "{made} caches were made");
-    Ok(())
+    let made: Vec<_> = caches.items.iter().filter(|cache| cache.data["spec"]["images"] == json!([image])).collect();
+    let [cache] = made[..] else { bail!("{} caches were made", made.len()) };
+    let name = cache.metadata.name.as_deref().unwrap_or_default();
+    wait_cache(cluster, name, "Ready", |cache| cache.data["status"]["phase"] == "Ready").await?;
+    ensure_fetched_once(cluster, "one-for-many")
 }
 
 /// A value that means nothing is named, and does not keep the pod from running.
