@@ -228,7 +228,10 @@ impl Run<'_> {
         let manifest = image.manifest;
         let mend = move || snapshotter.check_image(&image, Mend::Yes);
         match self.service.engine.mounts.while_unused(&manifest, mend).await {
-            Ok(Some(_)) => Outcome::Repaired,
+            Ok(Some(Condition::Sound | Condition::Unhashed | Condition::Derived { mended: true, .. })) => {
+                Outcome::Repaired
+            }
+            Ok(Some(Condition::Damaged(why) | Condition::Derived { why, mended: false })) => Outcome::Left(why),
             Ok(None) => Outcome::Left(repair::IN_USE.to_owned()),
             Err(error) => Outcome::Left(Chain(&error).to_string()),
         }
