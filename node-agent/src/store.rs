@@ -19,6 +19,7 @@ pub(crate) mod steps;
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -103,6 +104,9 @@ impl Store {
         for directory in layout.directories() {
             create(&directory)?;
         }
+        // A weak password could be guessed by what is in there.
+        let pulled = layout.pulled();
+        fs::set_permissions(&pulled, fs::Permissions::from_mode(0o700)).map_err(StoreError::io("restrict", &pulled))?;
         let (index, found) = open_index(&layout);
         let (whole, mut recovered) = recovery::clean(&layout)?;
         recovery::reconcile(&whole, &*index);

@@ -27,6 +27,14 @@ fn put_image(layout: &Layout, number: u8, diff_ids: &[Digest]) -> Digest {
 }
 
 #[test]
+fn who_was_let_in_is_nobody_elses_business() {
+    let root = tempfile::tempdir().expect("temporary directory");
+    let store = Store::open(root.path()).expect("opens");
+    let mode = fs::metadata(store.layout().pulled()).expect("metadata").permissions().mode();
+    assert_eq!(mode & 0o777, 0o700);
+}
+
+#[test]
 fn one_process_at_a_time() {
     let root = tempfile::tempdir().expect("temporary directory");
     let first = Store::open(root.path()).expect("opens");
