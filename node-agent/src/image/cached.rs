@@ -57,15 +57,18 @@ impl ImageService {
             Err(err) if err.is_transient() => Err(unverified(&err.into())),
             Err(err) => {
                 tracing::debug!(%reference, cache = cache.id, error = %Chain(&err), "not given to a pod");
-                self.ensure_from_registry(reference, wish, progress).await.map_err(|err| unverified(&err))
+                let pulled = self.ensure_from_registry(reference, wish, progress).await;
+                // What else a pull may fail of another login does not help.
+                pulled.map_err(|err| if err.is_about_access() { unverified(&err) } else { err })
             }
         }
     }
 
-    /// Asks for what the cache holds, by its digest: the tag may lead elsewhere now.
+    /// Asks for what the cache holds, by its digest: the tag may lead elsewhere now. The content is what proves that it was
+    /// the registry that answered, and not somebody in front of it who answers everything.
     async fn ask(&self, reference: &Reference, held: &Held, access: &RegistryAccess) -> Result<Entry, RegistryError> {
         let repository = self.engine.registries.open(reference, access).await?;
-        let found = repository.resolve(&held.image.top.to_string(), Resolve::DigestOnly).await?;
+        let found = repository.resolve(&held.image.top.to_string(), Resolve::WithContent).await?;
         Ok(found.entry)
     }
 }

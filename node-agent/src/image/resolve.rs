@@ -36,6 +36,8 @@ pub(super) struct ResolvedImage {
     pub(super) top: Digest,
     /// The platform's manifest.
     pub(super) manifest: Digest,
+    /// Whether the manifest's content came from the registry just now, and not from what is kept here.
+    pub(super) came: bool,
     pub(super) config: Arc<ImageConfiguration>,
     /// Lowest first.
     pub(super) layers: Vec<PlannedLayer>,
@@ -77,6 +79,14 @@ pub(super) struct Resolver {
     last: Mutex<HashMap<String, Digest>>,
 }
 
+/// A manifest or index.
+#[derive(Debug)]
+struct Found {
+    bytes: Bytes,
+    /// From the registry, just now.
+    came: bool,
+}
+
 /// Brings small documents and keeps them.
 #[derive(Debug, Clone)]
 struct Keeper {
@@ -107,7 +117,7 @@ impl Resolver {
         let content = match found.content {
             Some(content) => {
                 self.own.keep(top, content.clone()).await?;
-                content
+                Found { bytes: content, came: true }
             }
             None => self.document(top, Some(repository)).await?,
         };
@@ -129,7 +139,7 @@ impl Resolver {
     async fn behind_document(
         &self,
         top: Digest,
-        content: Bytes,
+        content: Found,
         repository: Option<&Arc<dyn Repository>>,
     ) -> Result<ResolvedImage, ResolveError> {
         // What is still to be looked at, the next one last; with how many indexes each lies in.
@@ -140,7 +150,7 @@ impl Resolver {
                 Some(content) => content,
                 None => self.document(digest, repository).await?,
             };
-            let tried = match pull_plan::read_document(&content, digest)? {
+            let tried = match pull_plan::read_document(&content.bytes, digest)? {
                 Document::Index(_) if depth == MAX_DEPTH => {
                     let why = format!("more than {MAX_DEPTH} indexes lie within each other");
                     return Err(PlanError::Malformed { digest: top, why }.into());
@@ -150,7 +160,7 @@ impl Resolver {
                     None
                 }),
                 Document::Image(manifest) => match self.image(top, digest, &manifest, repository).await {
-                    Ok(image) => Ok(Some(image)),
+                    Ok(image) => Ok(Some(ResolvedImage { came: content.came, ..image })),
                     Err(ResolveError::Plan(err)) => Err(err),
                     Err(other) => return Err(other),
                 },
@@ -179,19 +189,19 @@ impl Resolver {
             .map_err(|err| PlanError::Malformed { digest: manifest.config.digest, why: err.to_string() })?;
         let layers = pull_plan::layers(manifest, &config, &self.platform, digest)?;
         let transfer_bytes = layers.iter().map(|layer| layer.blob.size).fold(manifest.config.size, u64::saturating_add);
-        Ok(ResolvedImage { top, manifest: digest, config: Arc::new(config), layers, transfer_bytes })
+        Ok(ResolvedImage { top, manifest: digest, came: false, config: Arc::new(config), layers, transfer_bytes })
     }
 
     /// A manifest or index, from here or from the repository.
-    async fn document(&self, digest: Digest, repository: Option<&Arc<dyn Repository>>) -> Result<Bytes, ResolveError> {
-        if let Some(content) = self.own.kept(digest).await? {
-            return Ok(content);
+    async fn document(&self, digest: Digest, repository: Option<&Arc<dyn Repository>>) -> Result<Found, ResolveError> {
+        if let Some(bytes) = self.own.kept(digest).await? {
+            return Ok(Found { bytes, came: false });
         }
         let repository = repository.ok_or(ResolveError::Missing(digest))?;
-        let content = repository.manifest(&digest).await;
-        let content = content.map_err(|err| ResolveError::Pull(Arc::new(PullError::Registry(err))))?;
-        self.own.keep(digest, content.clone()).await?;
-        Ok(content)
+        let bytes = repository.manifest(&digest).await;
+        let bytes = bytes.map_err(|err| ResolveError::Pull(Arc::new(PullError::Registry(err))))?;
+        self.own.keep(digest, bytes.clone()).await?;
+        Ok(Found { bytes, came: true })
     }
 
     async fn config(&self, wanted: &Content, repository: Option<&Arc<dyn Repository>>) -> Result<Bytes, ResolveError> {

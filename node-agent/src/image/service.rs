@@ -23,13 +23,13 @@ use super::{
     pulls::{Moved, PullList, Pulls},
     resolve::{ResolveError, ResolvedImage, Resolver},
     turns::Turns,
-    verification::{Rules, Verdict},
+    verification::{self, Rules, Verdict},
 };
 use crate::{
     chain::Chain,
     digest::Digest,
     meters::Meters,
-    registry::{Entry, Reference, Registries, RegistryAccess, RegistryError},
+    registry::{Entry, Reference, Registries, RegistryAccess, RegistryError, Repository},
     snapshot::{SnapshotError, Snapshotter},
     store::{
         Store, StoreError,
@@ -147,7 +147,7 @@ impl Engine {
         report: impl FnMut(Moved),
     ) -> Result<Pulled, EngineError> {
         let repository = self.registries.open(reference, access).await?;
-        let (image, entry) = self.resolver.at_registry(reference, &repository).await?;
+        let (image, entry) = self.resolve(reference, &repository).await?;
         // Pinned before looking what is here, so that nothing of it is evicted in between.
         let pin = self.mounts.pin(Holder::Pod, &image.image_layers()).await?;
         let plan = self.fetcher.plan(&image.layers).await;
@@ -161,6 +161,23 @@ impl Engine {
             Err(err) => return Err(self.with_shortage(EngineError::Pull(err)).await),
         };
         Ok(Pulled { image, pin, planned, begun: fetched.begun })
+    }
+
+    /// Asks the registry what the reference leads to. Of a manifest that is kept here, its registry has only said the digest,
+    /// which anybody may have heard of: who has not been let in to pull it from this repository before has to be given it.
+    pub(super) async fn resolve(
+        &self,
+        reference: &Reference,
+        repository: &Arc<dyn Repository>,
+    ) -> Result<(ResolvedImage, Entry), EngineError> {
+        let (image, entry) = self.resolver.at_registry(reference, repository).await?;
+        if !image.came {
+            let pulled = self.records.of(image.manifest).await;
+            if !verification::is_known(&pulled, &reference.name(), &entry) {
+                repository.manifest(&image.manifest).await?;
+            }
+        }
+        Ok((image, entry))
     }
 
     /// Notes where an image comes from, and who was let in there.

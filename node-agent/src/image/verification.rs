@@ -187,6 +187,15 @@ pub fn is_let_in<'a>(pulled: &Pulled, repository: &str, logins: impl IntoIterato
     let_in.anybody || logins.into_iter().any(is_known)
 }
 
+/// Whether whoever was let in like this now was before, at this repository.
+pub fn is_known(pulled: &Pulled, repository: &str, entry: &Entry) -> bool {
+    let login = match entry {
+        Entry::Anybody => None,
+        Entry::Login(login) => Some(login),
+    };
+    is_let_in(pulled, repository, login)
+}
+
 /// The record with one entry more; none when it has that already. `salt` is for one that has none.
 pub fn with_entry(pulled: &Pulled, repository: &str, entry: &Entry, salt: &str) -> Option<Pulled> {
     let mut pulled = pulled.clone();

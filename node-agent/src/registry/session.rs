@@ -284,7 +284,7 @@ impl Session {
     }
 
     /// The digest from a request without a body; none when the registry does not say it, or gives an error that it would
-    /// explain only in a body. What was asked for by its digest is that, or nothing: there is no content to tell.
+    /// explain only in a body. An answer that names no digest may come from anybody, also where one digest was asked for.
     async fn head_manifest(
         &self,
         access: &Access,
@@ -301,8 +301,7 @@ impl Session {
             (Some(&expected), Some(actual)) if actual != expected => {
                 Err(RegistryError::WrongDigest { url, expected, actual })
             }
-            (Some(&expected), Some(_) | None) => Ok(Some((expected, entry))),
-            (None, told) => Ok(told.map(|digest| (digest, entry))),
+            (Some(_) | None, told) => Ok(told.map(|digest| (digest, entry))),
         }
     }
 

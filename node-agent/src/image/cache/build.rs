@@ -64,6 +64,8 @@ struct Wanted {
     reference: Reference,
     repository: Arc<dyn Repository>,
     image: ResolvedImage,
+    /// A login has let it in.
+    is_private: bool,
     pin: Pin,
     plan: Plan,
     done: AtomicU64,
@@ -118,29 +120,30 @@ impl Build {
         let pull = self.engine.pulls.begin(&reference, Waiter::Cache(self.wish.name.clone()), jiff::Timestamp::now());
         let resolved = async {
             let repository = self.engine.registries.open(&reference, &self.wish.access).await?;
-            let (image, entry) = self.engine.resolver.at_registry(&reference, &repository).await?;
+            let (image, entry) = self.engine.resolve(&reference, &repository).await?;
             let is_private = entry != Entry::Anybody;
             self.engine.note_pull(&reference, &self.wish.access, image.manifest, entry).await;
-            if is_private {
-                self.note_if_public(&reference, &image).await;
-            }
             let pin = self.engine.mounts.pin(Holder::Cache, &image.image_layers()).await?;
             let plan = self.engine.fetcher.plan(&image.layers).await;
-            Ok::<_, EngineError>((repository, image, pin, plan))
+            Ok::<_, EngineError>((repository, image, is_private, pin, plan))
         };
-        let (repository, image, pin, plan) = match resolved.await {
+        let (repository, image, is_private, pin, plan) = match resolved.await {
             Ok(resolved) => resolved,
             Err(err) => return Err(self.failed(&written, err).await),
         };
-        Ok(Wanted { written, reference, repository, image, pin, plan, done: AtomicU64::new(0), pull })
+        Ok(Wanted { written, reference, repository, image, is_private, pin, plan, done: AtomicU64::new(0), pull })
     }
 
     /// A public image may have been asked for with a login. Whether it is public is found out now, so that no pod that
     /// starts from the cache has to.
-    async fn note_if_public(&self, reference: &Reference, image: &ResolvedImage) {
+    async fn note_if_public(&self, one: &Wanted) {
+        if !one.is_private {
+            return;
+        }
+        let (reference, image) = (&one.reference, &one.image);
         let access = RegistryAccess { credentials: Vec::new(), ..self.wish.access.clone() };
         let Ok(repository) = self.engine.registries.open(reference, &access).await else { return };
-        match repository.resolve(&image.top.to_string(), Resolve::DigestOnly).await {
+        match repository.resolve(&image.top.to_string(), Resolve::WithContent).await {
             Ok(found) => self.engine.records.note(reference, image.manifest, found.entry).await,
             // Whatever the reason: pods are asked for their own logins then.
             Err(err) => tracing::debug!(%reference, error = %Chain(&err), "not for everybody"),
@@ -156,7 +159,9 @@ impl Build {
             // What is not read in time is out of date.
             let _ = self.reports.try_send(Report::Progress(percent(done, total)));
         };
-        let fetched = self.engine.fetcher.fetch(&one.reference, &one.repository, &one.plan, report).await;
+        let fetch = self.engine.fetcher.fetch(&one.reference, &one.repository, &one.plan, report);
+        // Beside the transfer: a registry that lets nobody in without a login may take its time to say so.
+        let (fetched, ()) = tokio::join!(fetch, self.note_if_public(one));
         if let Err(err) = fetched {
             return Err(self.failed(&one.written, EngineError::Pull(err)).await);
         }

@@ -87,7 +87,7 @@ async fn another_login_asks_once_for_the_manifest() {
     registry.set_door(only_for("other"));
     assert!(is_served(&bench, pod(&registry, "other")).await);
     // One without the token, one with it.
-    assert_eq!((registry.count("HEAD", "/manifests/sha256:"), registry.count("GET", "/token")), (2, 1));
+    assert_eq!((registry.count("GET", "/manifests/sha256:"), registry.count("GET", "/token")), (2, 1));
     assert_eq!(registry.seen().len(), 3, "{:?}", registry.seen());
     registry.forget_seen();
     assert!(is_served(&bench, pod(&registry, "other")).await && is_served(&bench, pod(&registry, "me")).await);
@@ -110,6 +110,35 @@ async fn who_may_not_pull_it_is_told_why(#[case] user: &str, #[case] why: &str) 
     // It was asked for by its tag as well, as by any pod that must pull.
     assert!(registry.count("GET", "/manifests/v1") > 0);
     assert_eq!(registry.count("GET", "/blobs/"), 0);
+}
+
+#[tokio::test]
+async fn who_answers_everything_proves_nothing() {
+    let (registry, bench) = private().await;
+    registry.fault("/manifests/", usize::MAX, Fault::Status(200, vec![], "Please log in"));
+    assert!(bench.ensure(pod(&registry, "")).await.0.is_err());
+    registry.heal();
+    assert!(bench.ensure(pod(&registry, "")).await.0.is_err(), "it was noted as everybody's");
+}
+
+#[tokio::test]
+async fn to_know_its_digest_is_not_enough_to_get_an_image() {
+    let (registry, bench) = private().await;
+    let manifest = bench.service.watch_caches().borrow()["imc-1"].images[0].manifest;
+    let other = TestRegistry::start().await;
+    let names_it = serde_json::json!({
+        "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json",
+        "manifests": [{"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": manifest.to_string(), "size": 1}],
+    });
+    other.put_manifest("x", "v1", &names_it);
+    let image = wish(&format!("{}/x:v1", other.host()));
+    // The second time its index is known here as well.
+    for _ in 0..2 {
+        assert!(bench.ensure(image.clone()).await.0.is_err());
+        assert!(other.count("GET", &format!("/manifests/{manifest}")) > 0);
+        other.forget_seen();
+    }
+    assert_eq!(registry.seen(), []);
 }
 
 #[tokio::test]
@@ -138,7 +167,7 @@ async fn what_is_known_outlives_a_restart_and_holds_no_login() {
     std::fs::remove_file(&files[0]).unwrap();
     let bench = bench.restart().await;
     assert!(is_served(&bench, pod(&registry, "me")).await);
-    assert!(registry.count("HEAD", "/manifests/sha256:") > 0);
+    assert!(registry.count("GET", "/manifests/sha256:") > 0);
 }
 
 #[tokio::test]
