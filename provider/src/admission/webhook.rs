@@ -150,6 +150,7 @@ impl Webhook {
             desk,
             standing: None,
             config_map: Seen::NotYet,
+            has_new_key: false,
             registered: self.registered,
         };
         // The keeper writes whole entries only, so it can be left anywhere.
@@ -192,7 +193,20 @@ struct Keeper {
     /// Nothing until the entry has been seen, which keeps what an earlier life of this process went by.
     standing: Option<Standing>,
     config_map: Seen,
+    /// Whether the server still shows the key of the certificates before these.
+    has_new_key: bool,
     registered: watch::Sender<bool>,
+}
+
+/// What has become of an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kept {
+    /// It was as it should be.
+    Already,
+    /// It is now.
+    Written,
+    /// The API server does not take it.
+    Not,
 }
 
 impl Keeper {
@@ -203,17 +217,24 @@ impl Keeper {
         let mut check_there = None;
         let mut renewal = self.certificates.renewal();
         let (patience, mut is_patient) = (Instant::now() + PATIENCE, true);
+        let mut again = None;
         loop {
             self.look_at_profile();
             let is_ready = self.knows_the_profile() && (self.selectors.is_known() || !is_patient);
             if let (Some(check_there), true) = (&check_there, is_ready) {
-                let is_written = self.keep(there.as_ref()).await;
-                let is_check_written = self.keep_check(Option::as_ref(check_there)).await;
-                self.registered.send_replace(true);
-                if is_written || is_check_written {
-                    // Whoever changes an entry over and over again is not answered at once.
+                let kept = [self.keep(there.as_ref()).await, self.keep_check(Option::as_ref(check_there)).await];
+                let is_taken = !kept.contains(&Kept::Not);
+                if kept.contains(&Kept::Written) || (is_taken && self.has_new_key) {
+                    // Whoever changes an entry over and over again is not answered at once, and a new authority must be
+                    // trusted before its certificate is shown.
                     tokio::time::sleep(PAUSE).await;
                 }
+                if is_taken {
+                    self.show_new_key();
+                    self.registered.send_replace(true);
+                }
+                // What is looked at meanwhile may be what mends it.
+                again = (!is_taken).then(|| Instant::now() + PAUSE);
             }
             let left: Duration = renewal.duration_since(Timestamp::now()).try_into().unwrap_or_default();
             // The streams keep what is not taken, and a sleep can be begun again.
@@ -244,7 +265,8 @@ impl Keeper {
                         self.config_map = Seen::Unknown;
                     }
                 }
-                () = tokio::time::sleep(left.min(LONGEST_SLEEP)) => renewal = self.renew(renewal).await,
+                () = until(again) => {}
+                () = tokio::time::sleep(left.min(LONGEST_SLEEP)) => renewal = self.renew(renewal),
             }
         }
     }
@@ -262,10 +284,10 @@ impl Keeper {
         self.standing.is_some() && !matches!(self.config_map, Seen::NotYet)
     }
 
-    /// Makes the entry what it should be, however often that takes. True when it was not.
-    async fn keep(&mut self, there: Option<&MutatingWebhookConfiguration>) -> bool {
+    /// Makes the entry what it should be. Where the API server finds fault with it, what is new in it is given up first.
+    async fn keep(&mut self, there: Option<&MutatingWebhookConfiguration>) -> Kept {
         loop {
-            let Some(standing) = &mut self.standing else { return false };
+            let Some(standing) = &mut self.standing else { return Kept::Not };
             let (profile, record) = (standing.profile(), standing.record());
             let (rules, rules_record) = (self.selectors.rules(), self.selectors.record());
             let wanted = entry(&Wanted {
@@ -280,24 +302,24 @@ impl Keeper {
             // Before the first call for it can come.
             self.desk.hold(Arc::clone(&profile));
             self.desk.hold_rules(Arc::clone(&rules));
-            if there.is_some_and(|there| is_current(there, &wanted)) {
+            let is_there = there.is_some_and(|there| is_current(there, &wanted));
+            let written = if is_there { Ok(()) } else { self.around.entries.apply_webhook(&wanted).await };
+            let Err(error) = written else {
                 standing.settle();
                 self.selectors.settle();
-                return false;
-            }
-            let Err(error) = self.around.entries.apply_webhook(&wanted).await else {
-                standing.settle();
-                self.selectors.settle();
+                if is_there {
+                    return Kept::Already;
+                }
                 tracing::info!(target = %self.config.target, "webhook is registered");
-                return true;
+                return Kept::Written;
             };
-            if let ClusterError::Refused { message, .. } = &error
+            if let Some(message) = fault_of(&error)
                 && self.give_up(message, &profile, &rules)
             {
                 continue;
             }
             tracing::warn!(%error, "webhook is not registered, trying again");
-            tokio::time::sleep(PAUSE).await;
+            return Kept::Not;
         }
     }
 
@@ -317,31 +339,36 @@ impl Keeper {
     }
 
     /// The same for the entry for image caches.
-    async fn keep_check(&mut self, there: Option<&ValidatingWebhookConfiguration>) -> bool {
+    async fn keep_check(&mut self, there: Option<&ValidatingWebhookConfiguration>) -> Kept {
         let wanted = image_cache_entry(&self.config.target, &self.certificates.bundle());
         if there.is_some_and(|there| there.webhooks == wanted.webhooks) {
-            return false;
+            return Kept::Already;
         }
-        let write = || self.around.entries.apply_validating_webhook(&wanted);
-        register("webhook for image caches", &self.config.target, write).await;
-        true
+        if let Err(error) = self.around.entries.apply_validating_webhook(&wanted).await {
+            tracing::warn!(%error, "webhook for image caches is not registered, trying again");
+            return Kept::Not;
+        }
+        tracing::info!(target = %self.config.target, "webhook for image caches is registered");
+        Kept::Written
+    }
+
+    /// The API server trusts the authority of the newest certificates: they are shown.
+    fn show_new_key(&mut self) {
+        if std::mem::take(&mut self.has_new_key) {
+            self.key.change(self.certificates.key());
+            tracing::info!("certificates of the webhook are renewed");
+        }
     }
 
     /// Renews the certificates when that is due, and says when it is due next.
-    async fn renew(&mut self, due: Timestamp) -> Timestamp {
+    fn renew(&mut self, due: Timestamp) -> Timestamp {
         let now = Timestamp::now();
         if now < due {
             return due;
         }
         match self.certificates.renewed(now) {
             Ok(renewed) => {
-                self.certificates = renewed;
-                // The new authority must be trusted before its certificate is shown.
-                self.keep(None).await;
-                self.keep_check(None).await;
-                tokio::time::sleep(PAUSE).await;
-                self.key.change(self.certificates.key());
-                tracing::info!("certificates of the webhook are renewed");
+                (self.certificates, self.has_new_key) = (renewed, true);
                 self.certificates.renewal()
             }
             // The entry is kept meanwhile, and the old certificates are good for months.
@@ -353,13 +380,22 @@ impl Keeper {
     }
 }
 
-/// Writes an entry, however often that has to be tried.
-async fn register<W: Future<Output = Result<(), ClusterError>>>(what: &str, target: &Target, write: impl Fn() -> W) {
-    while let Err(error) = write().await {
-        tracing::warn!(%error, "{what} is not registered, trying again");
-        tokio::time::sleep(PAUSE).await;
+/// What the API server says of an entry that it finds fault with. It may also refuse us, whatever the entry says.
+fn fault_of(error: &ClusterError) -> Option<&str> {
+    match error {
+        ClusterError::Refused { code: 400 | 413 | 422, message, .. } => Some(message),
+        ClusterError::Refused { .. }
+        | ClusterError::NotFound { .. }
+        | ClusterError::Conflict { .. }
+        | ClusterError::Unavailable { .. } => None,
     }
-    tracing::info!(%target, "{what} is registered");
+}
+
+async fn until(when: Option<Instant>) {
+    match when {
+        Some(when) => tokio::time::sleep_until(when).await,
+        None => std::future::pending().await,
+    }
 }
 
 fn tell(events: &EventRecorder, config_map: Option<&ConfigMap>, told: Told) {

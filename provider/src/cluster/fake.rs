@@ -65,6 +65,10 @@ pub struct Record {
     pub profile: Option<ConfigMap>,
     /// Why entries of the webhook are refused.
     pub webhook_refusal: Option<String>,
+    /// Entries of the mutating webhook that hold this text are refused, however often they come.
+    pub webhook_refused_with: Option<String>,
+    /// The code that entries of the validating webhook are refused with.
+    pub validating_webhook_refusal: Option<u16>,
     /// The entry of the mutating webhook.
     pub webhook: Option<MutatingWebhookConfiguration>,
     /// The entry of the validating webhook.

@@ -172,6 +172,43 @@ async fn a_profile_that_the_api_server_refuses_is_told_and_given_up() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_entry_that_the_api_server_will_not_take_is_mended_by_what_changes_next() {
+    let bench = Bench::start(Arc::new(FakeCluster::default())).await;
+    bench.cluster.put_profile(Some(&[("selectors", PODS)]));
+    bench.calls_for(&["pods"]).await;
+    // The next life has a new authority, so it has to write; and what it goes by is what has been taken before.
+    let cluster = bench.end().await;
+    cluster.set(|record| record.webhook_refused_with = Some(r#"{"app":"x"}"#.to_owned()));
+    let bench = Bench::start(cluster).await;
+    bench.settled().await;
+    bench.cluster.put_profile(Some(&[("selectors", OTHER)]));
+    bench.calls_for(&["other"]).await;
+    // Where nothing changes, it is tried again all the same.
+    bench.cluster.set(|record| record.webhook_refused_with = Some("profile-0".to_owned()));
+    let bench = Bench::start(bench.end().await).await;
+    bench.settled().await;
+    let before = bench.cluster.see(|record| record.webhook_applies);
+    bench.cluster.set(|record| record.webhook_refused_with = None);
+    bench.cluster.wait("the entry", |record| record.webhook_applies > before).await;
+    bench.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_entry_for_pods_is_kept_while_the_one_for_image_caches_is_refused() {
+    let cluster = Arc::new(FakeCluster::default());
+    cluster.set(|record| record.validating_webhook_refusal = Some(403));
+    let bench = Bench::start(cluster).await;
+    bench.calls_for(&[]).await;
+    bench.cluster.put_profile(Some(&[("selectors", PODS)]));
+    bench.calls_for(&["pods"]).await;
+    bench.select("a", "a", 0, json!({}));
+    bench.selects(&["a"]).await;
+    bench.cluster.set(|record| record.validating_webhook_refusal = None);
+    bench.cluster.wait("the other entry", |record| record.validating_webhook.is_some()).await;
+    bench.end().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_entry_follows_the_selectors_and_the_last_good_state_of_each_holds() {
     let bench = Bench::start(Arc::new(FakeCluster::default())).await;
     bench.cluster.put_profile(Some(&[("selectors", PODS)]));

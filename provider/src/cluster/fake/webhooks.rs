@@ -39,6 +39,14 @@ impl WebhookApi for FakeCluster {
         if let Some(message) = record.webhook_refusal.take() {
             return Err(ClusterError::Refused { what: "apply webhook".to_owned(), code: 422, message });
         }
+        let text = serde_json::to_string(wanted).expect("an entry can be written");
+        if record.webhook_refused_with.as_ref().is_some_and(|refused| text.contains(refused)) {
+            return Err(ClusterError::Refused {
+                what: "apply webhook".to_owned(),
+                code: 422,
+                message: "no".to_owned(),
+            });
+        }
         record.webhook_applies += 1;
         drop(record);
         self.put_webhook(Some(wanted.clone()));
@@ -51,9 +59,11 @@ impl WebhookApi for FakeCluster {
     }
 
     async fn apply_validating_webhook(&self, wanted: &ValidatingWebhookConfiguration) -> Result<(), ClusterError> {
-        drop(self.online()?);
+        let mut record = self.online()?;
+        if let Some(code) = record.validating_webhook_refusal {
+            return Err(ClusterError::Refused { what: "apply webhook".to_owned(), code, message: "no".to_owned() });
+        }
         let mut wanted = wanted.clone();
-        let mut record = self.lock();
         stamp(&mut record, &mut wanted);
         record.validating_webhook = Some(wanted.clone());
         let _ = self.validating_webhooks.send(Watched::Applied(wanted));
