@@ -58,6 +58,8 @@ pub const SELECTORS_ANNOTATION: &str = "eci.alibabacloud.com/selectors";
 const INJECTION: (&str, &str) = ("virtual-node-affinity-injection", "enabled");
 /// How long the API server waits, in seconds.
 const TIMEOUT_SECONDS: i32 = 5;
+/// So much of what the API server says of an entry is told. It may repeat all of the field that it finds fault with.
+const LONGEST_WORDS: usize = 512;
 
 /// Where the API server reaches the webhook.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -195,6 +197,15 @@ pub fn at_fault(message: &str, profile: &Profile, rules: &Rules) -> Option<Name>
     let of_profile = profile.selectors.iter().filter(|selector| !selector.is_effect_only()).count();
     let at = number.parse::<usize>().ok()?.checked_sub(of_profile)?;
     rules.iter().nth(at).map(|rule| rule.name.clone())
+}
+
+/// The API server's words, short enough to be told to people, with what is to be done about it behind them.
+pub fn brief(message: &str) -> String {
+    if message.len() <= LONGEST_WORDS {
+        return message.to_owned();
+    }
+    let end = (0..=LONGEST_WORDS).rev().find(|end| message.is_char_boundary(*end)).unwrap_or_default();
+    format!("{}...", &message[..end])
 }
 
 /// The entry.

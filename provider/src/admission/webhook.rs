@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::certificates::{CertificateError, Certificates};
 use super::late;
 use super::registration::{
-    IMAGE_CACHE_NAME, NAME, Target, Wanted, at_fault, entry, image_cache_entry, is_current, kept_profile,
+    IMAGE_CACHE_NAME, NAME, Target, Wanted, at_fault, brief, entry, image_cache_entry, is_current, kept_profile,
     kept_selectors,
 };
 use super::review::Placement;
@@ -325,7 +325,7 @@ impl Keeper {
 
     /// The API server refuses the entry: what is at fault goes back to what was taken last. False when nothing is new.
     fn give_up(&mut self, message: &str, profile: &Profile, rules: &Rules) -> bool {
-        let culprit = at_fault(message, profile, rules);
+        let (culprit, message) = (at_fault(message, profile, rules), &*brief(message));
         if culprit.is_some() && self.selectors.give_up(culprit.as_ref(), message) {
             return true;
         }

@@ -16,6 +16,8 @@ use super::parse::{Profile, SELECTORS, parse, unknown_keys};
 pub const INVALID: &str = "InvalidProfile";
 /// Reason of the event on keys that mean nothing here.
 pub const IGNORED: &str = "ProfileKeyIgnored";
+/// Of so many keys the user is told that they mean nothing. They are kept, where there is little room.
+const MOST_TOLD: usize = 50;
 
 /// Something to be told as an event of the ConfigMap.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,7 +36,7 @@ pub struct Record {
     /// The text of the selectors that hold.
     #[serde(default)]
     pub selectors: String,
-    /// Keys of which the user has been told that they mean nothing here.
+    /// Keys that are there and of which the user has been told that they mean nothing here.
     #[serde(default)]
     pub told: BTreeSet<String>,
 }
@@ -81,13 +83,13 @@ impl Standing {
             Ok(profile) => (self.record.selectors, self.profile) = (text.to_owned(), Arc::new(profile)),
             Err(invalid) => told.push(refused(&invalid.to_string())),
         }
-        let unknown: Vec<String> =
-            unknown_keys(&data).filter(|key| !self.record.told.contains(*key)).map(str::to_owned).collect();
+        let there: BTreeSet<String> = unknown_keys(&data).take(MOST_TOLD).map(str::to_owned).collect();
+        let unknown: Vec<&str> = there.difference(&self.record.told).map(String::as_str).collect();
         if !unknown.is_empty() {
             let message = format!("{} mean nothing here and are passed over", unknown.join(", "));
             told.push(Told { warning: false, reason: IGNORED, message });
-            self.record.told.extend(unknown);
         }
+        self.record.told = there;
         self.seen = Some(data);
         told
     }
@@ -152,6 +154,19 @@ mod tests {
         let reasons: Vec<_> = told.iter().map(|told| (told.reason, told.message.contains("vSwitchIds"))).collect();
         assert_eq!(reasons, [(INVALID, false), (IGNORED, false)]);
         assert_eq!(names(&standing), ["a"]);
+    }
+
+    #[test]
+    fn only_keys_that_are_there_are_kept_and_not_all_of_very_many() {
+        let mut standing = Standing::default();
+        assert_eq!(standing.take(data(&[("vpcId", "vpc-1")])).len(), 1);
+        assert_eq!(standing.take(BTreeMap::new()), []);
+        assert!(!standing.record().contains("vpcId"), "{}", standing.record());
+        let many: BTreeMap<_, _> = (0..4000).map(|n| (format!("{n:0250}"), String::new())).collect();
+        assert_eq!(standing.take(many.clone()).len(), 1);
+        assert!(standing.record().len() < 16 << 10, "{}", standing.record().len());
+        let mut again = Standing::restored(Some(&standing.record()));
+        assert_eq!(again.take(many), []);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
 use crate::custom_resource::selector::{PolicySource, SelectorSpec};
@@ -16,6 +17,11 @@ use crate::profile::{Effect, labels};
 const KEY: &str = "write name or prefix.example/name, of letters, digits, -, _ and ., each name at most 63 long";
 /// What is said of a label's value that is none.
 const VALUE: &str = "use at most 63 letters, digits, -, _ and ., beginning and ending with a letter or digit";
+
+/// The longest effect, and the longest selector of labels, in JSON. The webhook's entry holds a hundred of the latter, and what
+/// holds of broken Selectors besides.
+const LONGEST_EFFECT: (usize, &str) = (16 << 10, "write at most 16 KiB");
+const LONGEST_LABELS: (usize, &str) = (4 << 10, "write at most 4 KiB");
 
 /// Where a Selector is.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -93,9 +99,12 @@ pub fn read(name: Name, spec: &SelectorSpec) -> Result<Rule, Fault> {
     }
     let selectors = [("spec.objectLabels", &spec.object_labels), ("spec.namespaceLabels", &spec.namespace_labels)];
     for (field, selector) in selectors {
-        selector.iter().try_for_each(|selector| check_selector(field, selector))?;
+        let Some(selector) = selector else { continue };
+        check_size(field, selector, LONGEST_LABELS)?;
+        check_selector(field, selector)?;
     }
     let effect = spec.effect.clone().unwrap_or_default();
+    check_size("spec.effect", &effect, LONGEST_EFFECT)?;
     check_labels("spec.effect.labels", &effect.labels)?;
     effect.annotations.keys().try_for_each(|key| check_key("spec.effect.annotations", key))?;
     let policy = spec.policy.as_ref().map_or(Ok(Policy::VirtualNodeOnly), |source| {
@@ -150,6 +159,14 @@ fn policy(source: &PolicySource) -> Option<Policy> {
         (only, None) => only,
         (Some(_), Some(_)) => None,
     }
+}
+
+fn check_size(field: &str, value: &impl Serialize, (most, remedy): (usize, &'static str)) -> Result<(), Fault> {
+    let size = serde_json::to_string(value).map_or(usize::MAX, |text| text.len());
+    if size <= most {
+        return Ok(());
+    }
+    Err(Fault { field: field.to_owned(), what: format!("{size} bytes are too many"), remedy })
 }
 
 fn check_selector(field: &str, selector: &LabelSelector) -> Result<(), Fault> {
@@ -224,6 +241,10 @@ mod tests {
         "spec.namespaceLabels.matchExpressions[1]: In a needs values; ")]
     #[case(json!({"objectLabels": {}, "effect": {"labels": {"a": "b c"}}}), "spec.effect.labels[a]: ")]
     #[case(json!({"objectLabels": {}, "effect": {"annotations": {"/": "b c"}}}), "spec.effect.annotations[/]: ")]
+    #[case(json!({"objectLabels": {}, "effect": {"annotations": {"a": "b".repeat(250 << 10)}}}),
+        "spec.effect: 25")]
+    #[case(json!({"objectLabels": {"matchExpressions": [{"key": "a", "operator": "In", "values": vec!["b".repeat(60); 100]}]}}),
+        "spec.objectLabels: ")]
     #[case(json!({"objectLabels": {}, "policy": {"fair": {}, "normalNodeOnly": {}}}), "spec.policy: it names several; ")]
     fn faults_name_field_and_remedy(#[case] given: Value, #[case] begins: &str) {
         let fault = read(Name::default(), &spec(given)).unwrap_err();

@@ -3,12 +3,14 @@
 //! Which Selectors hold: of each the newest state that can be used. What their authors must know is told once.
 //!
 //! What cannot be read off the objects themselves is kept as a [`Record`] beside the webhook's entry, so that it holds over
-//! a restart: the last good state of those that are broken now, and what has been told.
+//! a restart: the last good state of those that are broken now, and what has been told. An object takes little more than
+//! 256 KiB of annotations and the profile is kept there, too; so the record is bounded, whatever people write.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
 use super::ranking::{MOST, Rules};
 use super::rule::{Name, Rule, read, unhonoured};
@@ -20,6 +22,10 @@ pub const INVALID: &str = "InvalidSelector";
 pub const NOT_HONOURED: &str = "NotHonoured";
 /// Reason of the event on a Selector that is one too many.
 pub const TOO_MANY: &str = "TooManySelectors";
+/// So many bytes of last good states are kept over a restart. What is beyond them is afterwards as its object says.
+const MOST_HELD: usize = 64 << 10;
+/// So many things that were told are remembered over a restart. What is beyond them is told once more.
+const MOST_TOLD: usize = 2000;
 
 /// Something to be told as a `Warning` of a Selector.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,15 +38,15 @@ pub struct Told {
     pub message: String,
 }
 
-/// What is kept over a restart, by UID.
+/// What is kept over a restart.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Record {
-    /// What holds of Selectors whose newest state cannot be used, if anything.
+    /// What holds of Selectors whose newest state cannot be used, if anything, by UID.
     #[serde(default)]
     pub holds: BTreeMap<String, Option<SelectorSpec>>,
-    /// What has been told of each and is still so.
+    /// Digests of what has been told and is still so.
     #[serde(default)]
-    pub told: BTreeMap<String, BTreeSet<String>>,
+    pub digests: BTreeSet<String>,
 }
 
 /// One Selector.
@@ -61,7 +67,8 @@ struct Known {
 #[derive(Debug, Default)]
 pub struct Standing {
     known: BTreeMap<String, Known>,
-    told: BTreeMap<String, BTreeSet<String>>,
+    /// Digests.
+    told: BTreeSet<String>,
     /// Of an earlier life of this process, until the objects have been seen.
     restored: Option<BTreeMap<String, Option<SelectorSpec>>>,
     rules: Arc<Rules>,
@@ -73,7 +80,7 @@ impl Standing {
     /// not there.
     pub fn restored(record: Option<&str>) -> Self {
         let record: Record = record.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
-        Self { told: record.told, restored: Some(record.holds), ..Self::default() }
+        Self { told: record.digests, restored: Some(record.holds), ..Self::default() }
     }
 
     /// The Selectors, in their order.
@@ -83,10 +90,16 @@ impl Standing {
 
     /// The text of the record that keeps what the objects do not say.
     pub fn record(&self) -> String {
-        let differing = self.known.iter().filter(|(_, known)| known.good.as_ref() != Some(&known.seen));
+        let differing = self.known.iter().filter(|(_, known)| differs(known));
         let holds = differing.map(|(uid, known)| (uid.clone(), known.good.clone()));
         let unseen = self.restored.clone().unwrap_or_default();
-        let record = Record { holds: holds.chain(unseen).collect(), told: self.told.clone() };
+        let mut room = MOST_HELD;
+        let fits = |one: &(String, Option<SelectorSpec>)| {
+            let size = serde_json::to_string(one).map_or(MOST_HELD, |text| text.len());
+            room.checked_sub(size).inspect(|left| room = *left).is_some()
+        };
+        let holds = holds.chain(unseen).filter(fits).collect();
+        let record = Record { holds, digests: self.told.iter().take(MOST_TOLD).cloned().collect() };
         serde_json::to_string(&record).expect("these fields can always be written")
     }
 
@@ -147,22 +160,31 @@ impl Standing {
         }
         self.too_many = too_many.into_iter().collect();
         let mut told = vec![];
-        let mut now = BTreeMap::new();
+        let mut now = BTreeSet::new();
         for (uid, known) in &self.known {
-            let known_to_author = self.told.get(uid);
-            let mut messages = BTreeSet::new();
             for (reason, message) in notices(known, self.too_many.contains(&known.name)) {
-                if known_to_author.is_none_or(|known| !known.contains(&message)) {
-                    told.push(Told { uid: uid.clone(), reason, message: message.clone() });
+                let digest = digest(uid, &message);
+                if !self.told.contains(&digest) {
+                    told.push(Told { uid: uid.clone(), reason, message });
                 }
-                messages.insert(message);
-            }
-            if !messages.is_empty() {
-                now.insert(uid.clone(), messages);
+                now.insert(digest);
             }
         }
         self.told = now;
         told
+    }
+}
+
+fn digest(uid: &str, message: &str) -> String {
+    let digest = Sha256::digest(format!("{uid} {message}").as_bytes());
+    hex::encode(&digest[..8])
+}
+
+/// Whether what holds of it is not what its object alone says.
+fn differs(known: &Known) -> bool {
+    match &known.good {
+        Some(good) => *good != known.seen,
+        None => read(known.name.clone(), &known.seen).is_ok(),
     }
 }
 
@@ -206,6 +228,8 @@ mod tests {
 
     use super::*;
 
+    const NOTHING: &str = r#"{"holds":{},"digests":[]}"#;
+
     fn selector(name: &str, spec: Value) -> Selector {
         serde_json::from_value(json!({
             "apiVersion": "eci.aliyun.com/v1", "kind": "Selector",
@@ -243,7 +267,7 @@ mod tests {
         assert_eq!(values(&standing), ["1", "3"]);
         assert_eq!(standing.take(&[labelled("a", "4")]), []);
         assert_eq!(values(&standing), ["4"]);
-        assert_eq!(standing.record(), r#"{"holds":{},"told":{}}"#);
+        assert_eq!(standing.record(), NOTHING);
         assert_eq!(standing.take(&[labelled("a", "not a value")]).len(), 1);
     }
 
@@ -300,7 +324,7 @@ mod tests {
         let mut again = Standing::restored(Some(&standing.record()));
         assert_eq!(again.take([&asks]), []);
         assert_eq!(again.take(&[]), []);
-        assert_eq!(again.record(), r#"{"holds":{},"told":{}}"#);
+        assert_eq!(again.record(), NOTHING);
     }
 
     #[test]
@@ -312,10 +336,32 @@ mod tests {
     }
 
     #[test]
+    fn the_record_stays_small_whatever_people_write() {
+        let named = |n: usize| format!("{n:08}-0123-4567-89ab-0123456789ab");
+        let good = |n: usize| {
+            let spec = json!({"objectLabels": {}, "effect": {"annotations": {"a": "x".repeat(15 << 10)}}});
+            selector(&named(n), spec)
+        };
+        let broken = |n: usize| labelled(&named(n), &"x".repeat(200_000));
+        let mut standing = Standing::default();
+        standing.take(&(0..10).map(good).collect::<Vec<_>>());
+        standing.settle();
+        let all: Vec<Selector> = (0..10).map(broken).chain((10..3000).map(|n| labelled(&named(n), "1"))).collect();
+        assert_eq!(standing.take(&all).len(), 10 + 3000 - 10 - (MOST - 10));
+        standing.give_up(None, &"no".repeat(250)).unwrap();
+        let record = standing.record();
+        assert!(record.len() < 110 << 10, "{}", record.len());
+        // Those that are kept hold on.
+        let mut again = Standing::restored(Some(&record));
+        again.take(&all[..10]);
+        assert!((3..10).contains(&again.rules().iter().count()), "{}", again.rules().iter().count());
+    }
+
+    #[test]
     fn a_record_that_cannot_be_read_is_none() {
         for record in [None, Some(""), Some("{"), Some(r#"{"holds": 1}"#)] {
             let mut standing = Standing::restored(record);
-            assert_eq!(standing.record(), r#"{"holds":{},"told":{}}"#);
+            assert_eq!(standing.record(), NOTHING);
             assert_eq!(standing.take(&[labelled("a", "1")]), []);
             assert_eq!(values(&standing), ["1"]);
         }

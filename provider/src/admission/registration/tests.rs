@@ -30,6 +30,13 @@ fn no_targets(#[case] text: &str) {
     assert!(text.parse::<Target>().is_err());
 }
 
+#[test]
+fn what_the_api_server_says_is_cut() {
+    assert_eq!(brief("no"), "no");
+    let long = brief(&format!("x{}", "é".repeat(100_000)));
+    assert!(long.len() < 520 && long.ends_with("é..."), "{long}");
+}
+
 fn entry_with(profile: &Profile) -> MutatingWebhookConfiguration {
     entry_of(profile, &Rules::default())
 }
