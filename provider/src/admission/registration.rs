@@ -50,6 +50,8 @@ pub const IMAGE_CACHE_NAME: &str = "vk-webhook-imagecaches";
 pub const IMAGE_CACHE_PATH: &str = "/validate-imagecache";
 /// The path of the webhook for all pods that go to the virtual nodes.
 pub const EFFECTS_PATH: &str = "/mutate/effects";
+/// What the path of the webhook for a Selector object begins with.
+const RULE_PATH: &str = "/mutate/selector/";
 /// Where the profile that holds is kept, for the next life of this process.
 pub const PROFILE_ANNOTATION: &str = "eci.alibabacloud.com/profile";
 /// Where what the Selector objects do not say themselves is kept, likewise.
@@ -174,10 +176,20 @@ pub struct Wanted<'a> {
     pub record: &'a str,
     /// The Selectors that are called for.
     pub rules: &'a Rules,
+    /// Those that an earlier entry calls for, while nobody says which Selectors there are.
+    pub earlier_rules: &'a [Called],
     /// The text that is kept of them.
     pub rules_record: &'a str,
     /// Which pods go to the virtual nodes.
     pub placement: &'a Placement,
+}
+
+/// A Selector object as the entry has it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Called {
+    path: String,
+    object: Option<LabelSelector>,
+    namespace: Option<LabelSelector>,
 }
 
 /// The path of the webhook for a selector of the profile. The digest tells it from the selector that had its place in an
@@ -188,7 +200,19 @@ pub fn selector_path(at: usize, selector: &Selector) -> String {
 
 /// The path of the webhook for a Selector object.
 pub fn rule_path(rule: &Rule) -> String {
-    format!("/mutate/selector/{}", rule.digest())
+    format!("{RULE_PATH}{}", rule.digest())
+}
+
+/// The Selectors that an entry calls for.
+pub fn called_for(entry: &MutatingWebhookConfiguration) -> Vec<Called> {
+    let called = entry.webhooks.iter().flatten().filter_map(|webhook| {
+        let config = &webhook.client_config;
+        let of_service = config.service.as_ref().and_then(|service| service.path.as_ref());
+        let path = config.url.as_ref().or(of_service)?;
+        let path = path[path.find(RULE_PATH)?..].to_owned();
+        Some(Called { path, object: webhook.object_selector.clone(), namespace: webhook.namespace_selector.clone() })
+    });
+    called.collect()
 }
 
 /// The Selector whose webhook the API server finds fault with, where its words name one.
@@ -219,9 +243,14 @@ pub fn entry(wanted: &Wanted<'_>) -> MutatingWebhookConfiguration {
             webhook(&format!("profile-{at}"), object.unwrap_or_default(), namespace.unwrap_or_default(), client_config)
         })
         .collect();
-    webhooks.extend(wanted.rules.iter().enumerate().map(|(at, rule)| {
-        let (object, namespace) = (rule.object.clone(), rule.namespace.clone());
-        let client_config = client_config(&rule_path(rule));
+    let called = wanted.rules.iter().map(|rule| Called {
+        path: rule_path(rule),
+        object: rule.object.clone(),
+        namespace: rule.namespace.clone(),
+    });
+    let called = called.chain(wanted.earlier_rules.iter().cloned());
+    webhooks.extend(called.enumerate().map(|(at, Called { path, object, namespace })| {
+        let client_config = client_config(&path);
         webhook(&format!("selector-{at}"), object.unwrap_or_default(), namespace.unwrap_or_default(), client_config)
     }));
     let by_label = labelled()

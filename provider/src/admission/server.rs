@@ -19,7 +19,7 @@ use kube::core::admission::{AdmissionRequest, AdmissionResponse, AdmissionReview
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -40,6 +40,8 @@ const LARGEST_BODY: usize = 4 << 20;
 const MOST_CONNECTIONS: usize = 256;
 /// Until a connection has been set up, and until its headers have come.
 const HANDSHAKE: Duration = Duration::from_secs(5);
+/// How long a pod waits for the Selectors to be known. The API server waits for us 5 seconds.
+const RULES_PATIENCE: Duration = Duration::from_secs(4);
 /// After a failed `accept`, which is mostly a lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -71,11 +73,18 @@ pub(super) struct Desk {
     profiles: ArcSwap<[Arc<Profile>; 2]>,
     /// The Selectors that act, and those before.
     rules: ArcSwap<[Arc<Rules>; 2]>,
+    /// Whether it is known which act.
+    are_rules_known: watch::Sender<bool>,
 }
 
 impl Desk {
     pub(super) fn new(placement: Placement) -> Arc<Self> {
-        Arc::new(Self { placement, profiles: ArcSwap::default(), rules: ArcSwap::default() })
+        Arc::new(Self {
+            placement,
+            profiles: ArcSwap::default(),
+            rules: ArcSwap::default(),
+            are_rules_known: watch::Sender::new(false),
+        })
     }
 
     /// From now on this profile holds.
@@ -86,6 +95,14 @@ impl Desk {
     /// From now on these Selectors act.
     pub(super) fn hold_rules(&self, rules: Arc<Rules>) {
         replace(&self.rules, rules);
+        self.are_rules_known.send_replace(true);
+    }
+
+    /// Just after our own start the entry calls for Selectors that have not been listed yet.
+    async fn wait_for_rules(&self) {
+        let mut known = self.are_rules_known.subscribe();
+        // Without them the pod is left as it is.
+        let _ = tokio::time::timeout(RULES_PATIENCE, known.wait_for(|known| *known)).await;
     }
 }
 
@@ -119,6 +136,7 @@ pub(super) fn router(desk: Arc<Desk>, access: Arc<dyn AccessApi>) -> Router {
         mutate(&desk, Asked::Selected(&digest), body)
     };
     let ruled = |State(desk): State<Arc<Desk>>, UrlPath(digest): UrlPath<String>, Json(body)| async move {
+        desk.wait_for_rules().await;
         mutate(&desk, Asked::Ruled(&digest), body)
     };
     let bound = |State(desk): State<Arc<Desk>>, Json(body): Json<AdmissionReview<Pod>>| async move {

@@ -17,8 +17,8 @@ use tokio_util::sync::CancellationToken;
 use super::certificates::{CertificateError, Certificates};
 use super::late;
 use super::registration::{
-    IMAGE_CACHE_NAME, NAME, Target, Wanted, at_fault, brief, entry, image_cache_entry, is_current, kept_profile,
-    kept_selectors,
+    Called, IMAGE_CACHE_NAME, NAME, Target, Wanted, at_fault, brief, called_for, entry, image_cache_entry, is_current,
+    kept_profile, kept_selectors,
 };
 use super::review::Placement;
 use super::selected::Selected;
@@ -35,7 +35,8 @@ use crate::selector::Rules;
 
 /// Between two writes of the entry: the API server may be away, or somebody keeps changing it.
 const PAUSE: Duration = Duration::from_secs(1);
-/// How long the entry waits at the start for the profile to be known. Who may not read it gets the entry all the same.
+/// How long the entry waits, once it has been seen, for the profile and the Selectors to be known. Who may not read them gets
+/// it all the same, with what it was made for before.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a timer runs at most, so that a clock that was set is noticed.
 const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
@@ -140,6 +141,7 @@ impl Webhook {
         let keeper = Keeper {
             selector_changes: selectors.watch_selectors(),
             selectors: SelectorKeeper::new(self.around.events.clone(), self.selected),
+            earlier_rules: vec![],
             entries: self.around.entries.watch_webhook(NAME),
             checks: self.around.entries.watch_validating_webhook(IMAGE_CACHE_NAME),
             profiles: self.around.profiles.watch_profile(),
@@ -182,6 +184,8 @@ enum Seen {
 struct Keeper {
     selector_changes: WatchStream<Selector>,
     selectors: SelectorKeeper,
+    /// The Selectors that the entry called for when it was first seen. They hold until it is known which there are.
+    earlier_rules: Vec<Called>,
     around: Surroundings,
     entries: WatchStream<MutatingWebhookConfiguration>,
     checks: WatchStream<ValidatingWebhookConfiguration>,
@@ -216,7 +220,8 @@ impl Keeper {
         // The outer nothing: it is not known yet.
         let mut check_there = None;
         let mut renewal = self.certificates.renewal();
-        let (patience, mut is_patient) = (Instant::now() + PATIENCE, true);
+        // It begins when the API server answers.
+        let (mut patience, mut is_patient) = (None, true);
         let mut again = None;
         loop {
             self.look_at_profile();
@@ -242,6 +247,10 @@ impl Keeper {
                 change = self.entries.next() => {
                     let Some(change) = change else { return PartError::ended("the watch of the webhook's entry") };
                     there = change.only();
+                    if self.standing.is_none() {
+                        patience = Some(Instant::now() + PATIENCE);
+                        self.earlier_rules = there.as_ref().map(called_for).unwrap_or_default();
+                    }
                     let kept = || Standing::restored(there.as_ref().and_then(kept_profile));
                     // What the API server calls for is what an earlier life of this process went by.
                     self.desk.hold(self.standing.get_or_insert_with(kept).profile());
@@ -259,7 +268,7 @@ impl Keeper {
                     Some(change) => self.selectors.take(change),
                     None => return PartError::ended("the watch of the selectors"),
                 },
-                () = tokio::time::sleep_until(patience), if is_patient => {
+                () = until(patience), if is_patient => {
                     is_patient = false;
                     if matches!(self.config_map, Seen::NotYet) {
                         self.config_map = Seen::Unknown;
@@ -290,18 +299,22 @@ impl Keeper {
             let Some(standing) = &mut self.standing else { return Kept::Not };
             let (profile, record) = (standing.profile(), standing.record());
             let (rules, rules_record) = (self.selectors.rules(), self.selectors.record());
+            let are_rules_known = self.selectors.is_known();
             let wanted = entry(&Wanted {
                 target: &self.config.target,
                 ca_bundle: &self.certificates.bundle(),
                 profile: &profile,
                 record: &record,
                 rules: &rules,
+                earlier_rules: if are_rules_known { &[] } else { &self.earlier_rules },
                 rules_record: &rules_record,
                 placement: &self.config.placement,
             });
             // Before the first call for it can come.
             self.desk.hold(Arc::clone(&profile));
-            self.desk.hold_rules(Arc::clone(&rules));
+            if are_rules_known {
+                self.desk.hold_rules(Arc::clone(&rules));
+            }
             let is_there = there.is_some_and(|there| is_current(there, &wanted));
             let written = if is_there { Ok(()) } else { self.around.entries.apply_webhook(&wanted).await };
             let Err(error) = written else {

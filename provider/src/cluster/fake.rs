@@ -65,6 +65,10 @@ pub struct Record {
     pub profile: Option<ConfigMap>,
     /// Why entries of the webhook are refused.
     pub webhook_refusal: Option<String>,
+    /// How long a watch of the webhook's entry has nothing to say at first.
+    pub webhook_delay: Duration,
+    /// The same of the Selectors.
+    pub selector_delay: Duration,
     /// Entries of the mutating webhook that hold this text are refused, however often they come.
     pub webhook_refused_with: Option<String>,
     /// The code that entries of the validating webhook are refused with.
@@ -251,6 +255,14 @@ fn patched<K: Serialize + DeserializeOwned>(object: &K, patch: &Value) -> Result
     let mut value = serde_json::to_value(object).map_err(refuse)?;
     patching::strategic(&mut value, patch);
     serde_json::from_value(value).map_err(refuse)
+}
+
+/// A watch of an API server that does not answer at first.
+fn late<K: Send + 'static>(delay: Duration, watch: WatchStream<K>) -> WatchStream<K> {
+    if delay.is_zero() {
+        return watch;
+    }
+    stream::once(tokio::time::sleep(delay)).flat_map(|()| stream::empty()).chain(watch).boxed()
 }
 
 fn list_then<K: Clone + Send + 'static>(list: Vec<K>, changes: broadcast::Receiver<Watched<K>>) -> WatchStream<K> {

@@ -159,6 +159,7 @@ async fn make_every_call(cluster: &KubeCluster) {
         profile: &profile,
         record: "",
         rules: &Rules::default(),
+        earlier_rules: &[],
         rules_record: "",
         placement: &placement,
     });

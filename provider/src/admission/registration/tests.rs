@@ -46,7 +46,16 @@ fn entry_of(profile: &Profile, rules: &Rules) -> MutatingWebhookConfiguration {
     placement.nodes = vec!["n0".to_owned(), "n1".to_owned()];
     let target = "https://h".parse().unwrap();
     let (record, rules_record) = ("{}", "{1}");
-    entry(&Wanted { target: &target, ca_bundle: "ca", profile, record, rules, rules_record, placement: &placement })
+    entry(&Wanted {
+        target: &target,
+        ca_bundle: "ca",
+        profile,
+        record,
+        rules,
+        earlier_rules: &[],
+        rules_record,
+        placement: &placement,
+    })
 }
 
 type Labels<'a> = &'a [(&'static str, &'static str)];
@@ -197,6 +206,7 @@ fn nobody_waits_long_and_nobody_is_refused() {
         profile: &profile(),
         record: "",
         rules: &rules(),
+        earlier_rules: &[],
         rules_record: "",
         placement: &placement,
     });
@@ -207,4 +217,6 @@ fn nobody_waits_long_and_nobody_is_refused() {
         assert!(webhook.client_config.url.is_none() && webhook.client_config.service.is_some());
     }
     assert!(is_current(&entry, &entry.clone()));
+    let paths: Vec<String> = called_for(&entry).into_iter().map(|called| called.path).collect();
+    assert_eq!(paths, rules().iter().map(rule_path).collect::<Vec<_>>());
 }

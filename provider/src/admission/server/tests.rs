@@ -18,10 +18,12 @@ use tokio_rustls::client::TlsStream;
 
 use super::*;
 use crate::admission::certificates::Certificates;
+use crate::admission::registration::rule_path;
 use crate::admission::webhook::{Surroundings, Webhook, WebhookConfig};
 use crate::cluster::EventRecorder;
 use crate::cluster::fake::FakeCluster;
 use crate::parts::PartError;
+use crate::selector::{Name, rule};
 
 fn placement() -> Placement {
     let taint =
@@ -183,6 +185,33 @@ async fn reviewed(
         json_patch::patch(&mut pod, &serde_json::from_slice::<json_patch::Patch>(&patch).unwrap()).unwrap();
     }
     pod
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_waits_for_the_selectors_while_nobody_says_which_there_are() {
+    let (desk, cluster) = (Desk::new(placement()), Arc::new(FakeCluster::default()));
+    let spec = serde_json::from_value(json!({"objectLabels": {}})).unwrap();
+    let rule = rule::read(Name::default(), &spec).unwrap();
+    let path = rule_path(&rule);
+    // Whether the pod has been given anything.
+    let ask = async || {
+        let request = hyper::Request::post(&path).header("content-type", "application/json");
+        let request = request.body(axum::body::Body::from(body(&json!({}), false).to_string())).unwrap();
+        let mut router = router(Arc::clone(&desk), cluster.clone());
+        let response = tower::Service::call(&mut router, request).await.unwrap();
+        let text = response.into_body().collect().await.unwrap().to_bytes();
+        String::from_utf8_lossy(&text).contains("\"patch\"")
+    };
+    let begun = Instant::now();
+    assert!(!ask().await);
+    assert_eq!(begun.elapsed().as_secs(), 4);
+    let listing = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        desk.hold_rules(Arc::new(Rules::ranked(vec![rule.clone()]).0));
+    };
+    assert!(tokio::join!(ask(), listing).0);
+    assert!(ask().await);
+    assert_eq!(begun.elapsed().as_secs(), 5);
 }
 
 #[tokio::test]

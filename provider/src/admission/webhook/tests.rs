@@ -240,6 +240,43 @@ async fn the_entry_follows_the_selectors_and_the_last_good_state_of_each_holds()
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_restart_that_is_slow_to_reach_the_api_server_takes_no_selector_out_of_the_entry() {
+    let mut bench = Bench::start(Arc::new(FakeCluster::default())).await;
+    bench.select("a", "a", 0, json!({}));
+    bench.selects(&["a"]).await;
+    bench.settled().await;
+    let webhook = |record: &Record| {
+        let webhooks = record.webhook.clone()?.webhooks?;
+        webhooks.into_iter().find(|webhook| webhook.name.starts_with("selector-")).map(|webhook| webhook.client_config)
+    };
+    let before = bench.cluster.see(webhook).unwrap();
+    // The entry comes late, and the Selectors a little later; or they do not come at all for long.
+    for (entry, selectors) in [(8, 9), (0, 60)] {
+        let cluster = bench.end().await;
+        cluster.set(|record| {
+            (record.webhook_delay, record.selector_delay) =
+                (Duration::from_secs(entry), Duration::from_secs(selectors));
+        });
+        bench = Bench::start(cluster).await;
+        let begun = tokio::time::Instant::now();
+        while begun.elapsed() < Duration::from_secs(70) {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            assert!(bench.cluster.see(webhook).is_some(), "after {:?}", begun.elapsed());
+        }
+        let now = bench.cluster.see(webhook).unwrap();
+        assert_eq!(now.url, before.url);
+        assert_ne!(now.ca_bundle, before.ca_bundle);
+        // Once they are known, it follows them.
+        bench.select("b", "b", 1, json!({}));
+        bench.selects(&["b", "a"]).await;
+        bench.cluster.put_selector("b", None);
+        bench.selects(&["a"]).await;
+        bench.settled().await;
+    }
+    bench.end().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_selector_that_the_api_server_refuses_is_given_up_alone() {
     let bench = Bench::start(Arc::new(FakeCluster::default())).await;
     bench.cluster.put_profile(Some(&[("selectors", PODS)]));

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::{Pod, Toleration};
 
-use super::{FakeCluster, conflict, list_then, stamp};
+use super::{FakeCluster, conflict, late, list_then, stamp};
 use crate::cluster::pods::PodName;
 use crate::cluster::selectors::SelectorApi;
 use crate::cluster::{ClusterError, WatchStream, Watched};
@@ -36,7 +36,8 @@ impl FakeCluster {
 impl SelectorApi for FakeCluster {
     fn watch_selectors(&self) -> WatchStream<Selector> {
         let record = self.lock();
-        list_then(record.selectors.values().cloned().collect(), self.selectors.subscribe())
+        let watch = list_then(record.selectors.values().cloned().collect(), self.selectors.subscribe());
+        late(record.selector_delay, watch)
     }
 
     fn watch_unbound_pods(&self) -> WatchStream<Pod> {

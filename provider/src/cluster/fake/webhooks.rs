@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use k8s_openapi::api::admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration};
 
-use super::{FakeCluster, list_then, stamp};
+use super::{FakeCluster, late, list_then, stamp};
 use crate::cluster::webhooks::WebhookApi;
 use crate::cluster::{ClusterError, WatchStream, Watched};
 
@@ -31,7 +31,7 @@ impl FakeCluster {
 impl WebhookApi for FakeCluster {
     fn watch_webhook(&self, _name: &str) -> WatchStream<MutatingWebhookConfiguration> {
         let record = self.lock();
-        list_then(record.webhook.clone().into_iter().collect(), self.webhooks.subscribe())
+        late(record.webhook_delay, list_then(record.webhook.clone().into_iter().collect(), self.webhooks.subscribe()))
     }
 
     async fn apply_webhook(&self, wanted: &MutatingWebhookConfiguration) -> Result<(), ClusterError> {
