@@ -308,6 +308,24 @@ mod tests {
     }
 
     #[test]
+    fn no_effect_may_write_what_only_we_write() {
+        let around = Surroundings {
+            zone: "z".to_owned(),
+            cluster_domain: "d".to_owned(),
+            kubernetes_version: "v".to_owned(),
+            stream_port: 1,
+        };
+        let ours = eci_annotations::annotations(&pod(json!({}), json!({})), Some("imc-a"), &around);
+        let labels = eci_annotations::labels();
+        let marks = [ACTED_ON, acted_on::TOLD, mark::SELECTOR, mark::EFFECT];
+        for key in ours.keys().chain(labels.keys()).map(String::as_str).chain(marks) {
+            assert!(crate::profile::effect::is_ours(key), "{key}");
+        }
+        // What its users may ask for they may ask for in an effect.
+        assert!(!acted_on::KEYS.into_iter().any(crate::profile::effect::is_ours));
+    }
+
+    #[test]
     fn every_annotation_about_image_caches_is_watched_for_changes() {
         use request::{AUTO, AUTO_LEGACY, COUNT, PERFECT, PINNED, PINNED_LEGACY};
         for key in [AUTO, AUTO_LEGACY, PINNED, PINNED_LEGACY, PERFECT, COUNT] {

@@ -19,6 +19,33 @@ pub struct Effect {
     pub labels: BTreeMap<String, String>,
 }
 
+/// The keys that only a virtual node, or whoever marks pods for it, writes. Those who write and read them are above this
+/// part of the provider and name them themselves; a test compares.
+const OURS: [&str; 17] = [
+    "ProviderCreate",
+    "eci.alibabacloud.com/acted-on",
+    "eci.alibabacloud.com/ignored",
+    "eci.alibabacloud.com/selector",
+    "eci.alibabacloud.com/selector-effect",
+    "k8s.aliyun.com/cluster-domain",
+    "k8s.aliyun.com/eci-instance-cpu",
+    "k8s.aliyun.com/eci-instance-id",
+    "k8s.aliyun.com/eci-instance-mem",
+    "k8s.aliyun.com/eci-instance-spec",
+    "k8s.aliyun.com/eci-instance-zone",
+    "k8s.aliyun.com/eci-matched-image-cache",
+    "k8s.aliyun.com/eci-request-id",
+    "k8s.aliyun.com/k8s-version",
+    "k8s.aliyun.com/vk-version",
+    "kubernetes.io/pod-stream-port",
+    "serverless.alibabacloud.com/virtual-node",
+];
+
+/// Whether no effect may write this key: what it says of a pod would not be so.
+pub fn is_ours(key: &str) -> bool {
+    OURS.contains(&key)
+}
+
 impl Effect {
     /// Whether it writes nothing.
     pub fn is_empty(&self) -> bool {

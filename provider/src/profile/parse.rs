@@ -19,7 +19,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use sha2::{Digest as _, Sha256};
 
-use super::effect::Effect;
+use super::effect::{Effect, is_ours};
 use super::labels;
 
 /// The key that is read.
@@ -138,14 +138,18 @@ struct RequirementForm {
 #[serde(deny_unknown_fields)]
 struct EffectForm {
     #[serde(default)]
-    annotations: BTreeMap<Key, String>,
+    annotations: BTreeMap<EffectKey, String>,
     #[serde(default)]
-    labels: BTreeMap<Key, LabelValue>,
+    labels: BTreeMap<EffectKey, LabelValue>,
 }
 
 /// A key that the API server takes. Checked as it is read, so that the error has its place.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Key(String);
+
+/// A key that may be written on a pod.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct EffectKey(String);
 
 struct LabelValue(String);
 
@@ -153,6 +157,14 @@ impl<'de> Deserialize<'de> for Key {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let text = String::deserialize(from)?;
         if labels::is_key(&text) { Ok(Self(text)) } else { Err(D::Error::custom(format!("{text:?} is no key"))) }
+    }
+}
+
+impl<'de> Deserialize<'de> for EffectKey {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let Key(text) = Key::deserialize(from)?;
+        let fault = || D::Error::custom(format!("{text:?} is for the virtual node alone to write"));
+        if is_ours(&text) { Err(fault()) } else { Ok(Self(text)) }
     }
 }
 
@@ -243,6 +255,11 @@ mod tests {
     #[case::typo("[{\"name\": \"a\",\n \"objectSelector\":\n {\"matchLabel\": {}}}]", 3, "unknown field `matchLabel`")]
     #[case::no_text("[{\"name\": \"a\", \"effect\": {\"annotations\": {\n \"a\": true}}}]", 2, "expected a string")]
     #[case::key("[{\"name\": \"a\", \"effect\": {\"annotations\": {\n \"a b\": \"\"}}}]", 2, "\"a b\" is no key")]
+    #[case::ours(
+        "[{\"name\": \"a\", \"effect\": {\"annotations\": {\n \"ProviderCreate\": \"\"}}}]",
+        2,
+        "\"ProviderCreate\" is for the virtual node alone to write"
+    )]
     #[case::value(
         "[{\"name\": \"a\", \"effect\": {\"labels\": {\n \"a\": \"b c\"}}}]",
         2,

@@ -11,6 +11,7 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
 use crate::custom_resource::selector::{PolicySource, SelectorSpec};
+use crate::profile::effect::is_ours;
 use crate::profile::{Effect, labels};
 
 /// What is said of a key that is none.
@@ -107,6 +108,8 @@ pub fn read(name: Name, spec: &SelectorSpec) -> Result<Rule, Fault> {
     check_size("spec.effect", &effect, LONGEST_EFFECT)?;
     check_labels("spec.effect.labels", &effect.labels)?;
     effect.annotations.keys().try_for_each(|key| check_key("spec.effect.annotations", key))?;
+    effect.annotations.keys().try_for_each(|key| check_effect_key("spec.effect.annotations", key))?;
+    effect.labels.keys().try_for_each(|key| check_effect_key("spec.effect.labels", key))?;
     let policy = spec.policy.as_ref().map_or(Ok(Policy::VirtualNodeOnly), |source| {
         policy(source).ok_or_else(|| fault("spec.policy", "it names several", "leave all but one out"))
     })?;
@@ -200,6 +203,14 @@ fn check_key(field: &str, key: &str) -> Result<(), Fault> {
     Err(Fault { field: format!("{field}[{key}]"), what: format!("{key:?} is no key"), remedy: KEY })
 }
 
+fn check_effect_key(field: &str, key: &str) -> Result<(), Fault> {
+    if !is_ours(key) {
+        return Ok(());
+    }
+    let what = format!("{key:?} is for the virtual node alone to write");
+    Err(Fault { field: format!("{field}[{key}]"), what, remedy: "leave it out" })
+}
+
 #[cfg(test)]
 mod tests {
     use rstest::rstest;
@@ -245,6 +256,11 @@ mod tests {
         "spec.effect: 25")]
     #[case(json!({"objectLabels": {"matchExpressions": [{"key": "a", "operator": "In", "values": vec!["b".repeat(60); 100]}]}}),
         "spec.objectLabels: ")]
+    #[case(json!({"objectLabels": {}, "effect": {"annotations": {"k8s.aliyun.com/eci-matched-image-cache": "imc-a"}}}),
+        "spec.effect.annotations[k8s.aliyun.com/eci-matched-image-cache]: \"k8s.aliyun.com/eci-matched-image-cache\" is for \
+         the virtual node alone to write; leave it out")]
+    #[case(json!({"objectLabels": {}, "effect": {"labels": {"serverless.alibabacloud.com/virtual-node": "false"}}}),
+        "spec.effect.labels[serverless.alibabacloud.com/virtual-node]: ")]
     #[case(json!({"objectLabels": {}, "policy": {"fair": {}, "normalNodeOnly": {}}}), "spec.policy: it names several; ")]
     fn faults_name_field_and_remedy(#[case] given: Value, #[case] begins: &str) {
         let fault = read(Name::default(), &spec(given)).unwrap_err();
