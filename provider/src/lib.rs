@@ -1,7 +1,8 @@
 //! The cluster side of Larder: registers virtual nodes, and carries pods to their agents and their status back.
 //!
 //! Arrows point down: [`app`] wires; [`pod`], [`node`], [`admission`], [`image_cache`] and [`kubelet_api`]
-//! do the work; [`profile`] and [`selector`] say what is written on pods that are created; [`cluster`] alone talks to the API server and [`agent`] alone to the agents.
+//! do the work; [`profile`] and [`selector`] say what is written on pods that are created; [`cluster`] alone talks to the API
+//! server and [`agent`] alone to the agents.
 
 pub mod admission;
 pub mod agent;

@@ -2,8 +2,9 @@
 //!
 //! The webhooks' entries at the API server. The selectors of the one for pods see to it that no pod ever waits for us that
 //! is not meant for the virtual nodes. First comes a webhook for each selector of the profile, in their order, then one for
-//! each Selector object, the highest priority first, then five for labels, of which at most one is called for a pod, since each leaves out what those before it take, and last one for all
-//! pods that go to the virtual nodes, where the profile has something to write on all of them.
+//! each Selector object, the highest priority first, then five for labels, of which at most one is called for a pod, since
+//! each leaves out what those before it take, and last one for all pods that go to the virtual nodes, where the profile has
+//! something to write on all of them.
 //!
 //! | webhook | pods | namespaces |
 //! |---|---|---|
@@ -21,8 +22,9 @@
 //! The one for ImageCaches is called for those that name Secrets, and fails with us: what nobody has checked must not be
 //! built. It is not called for an object that is on its way out, so that a deletion never hangs on us.
 //!
-//! A pod starts without us when we do not answer within 5 seconds (`failurePolicy: Ignore`); it is called again when another
-//! webhook has changed the pod after us, which is harmless, since the review is idempotent.
+//! A pod starts without us when we do not answer (`failurePolicy: Ignore`): the API server waits 5 seconds for each webhook
+//! that selects the pod, one after the other, and no longer than the whole request may take. A webhook is called again when
+//! another one has changed the pod after it, which is harmless, since the review is idempotent.
 
 use std::collections::BTreeMap;
 use std::fmt;

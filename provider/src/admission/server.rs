@@ -1,5 +1,5 @@
-//! The webhooks' HTTPS server. It answers reviews and nothing else, and holds no state but the profile and the Selectors. Of pods it asks
-//! nobody; of an ImageCache it asks the API server what the author may do.
+//! The webhooks' HTTPS server. It answers reviews and nothing else, and holds no state but the profile and the Selectors. Of
+//! pods it asks nobody; of an ImageCache it asks the API server what the author may do.
 
 use std::sync::Arc;
 use std::time::Duration;
