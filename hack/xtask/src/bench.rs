@@ -72,7 +72,7 @@ enum Name {
 /// # Errors
 /// When there is no cluster to be had, it is in use, or a measured pod fails.
 pub async fn run(args: Args) -> Result<()> {
-    let busy = busy();
+    let mut busy: Vec<String> = busy().into_iter().collect();
     busy.iter().for_each(|line| note(line));
     let mut rows = Vec::new();
     // The machine is put in order and what was measured is shown whatever came of it; the bench's own error is the one to
@@ -93,7 +93,10 @@ pub async fn run(args: Args) -> Result<()> {
     let verdicts = match args.name {
         Name::Pull => pull::verdicts(&rows),
         Name::Cache => {
-            note(&format!("report: {}", cache::write_report(&rows, busy.as_deref())?.display()));
+            busy.extend(
+                load().map(|(load, cores)| format!("load at the end: {load} on {cores} cores, the bench's own in it")),
+            );
+            note(&format!("report: {}", cache::write_report(&rows, &busy)?.display()));
             cache::verdicts(&rows)
         }
         Name::Start | Name::Memory => Vec::new(),
@@ -143,10 +146,15 @@ async fn unless_interrupted(bench: impl Future<Output = Result<()>>) -> Result<(
 
 /// Times that were taken beside other work say little: what is to be said about that.
 fn busy() -> Option<String> {
-    let text = std::fs::read_to_string("/proc/loadavg").ok()?;
-    let load: f64 = text.split(' ').next().and_then(|load| load.parse().ok()).unwrap_or_default();
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let is_busy = load > cores as f64 / 2.0;
+    let (load, cores) = load()?;
+    let is_busy = load > cores / 2.0;
     is_busy
         .then(|| format!("!! this machine is busy (load {load} on {cores} cores): its figures say little about Larder"))
+}
+
+/// The load of the last minute, and the number of cores.
+fn load() -> Option<(f64, f64)> {
+    let text = std::fs::read_to_string("/proc/loadavg").ok()?;
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    Some((text.split(' ').next()?.parse().ok()?, cores as f64))
 }

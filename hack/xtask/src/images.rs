@@ -18,7 +18,7 @@ pub(crate) mod recipe;
 mod rootfs;
 
 pub use recipe::{
-    BUSYBOX, BUSYBOX_DOCKER, LARGE_GZIP, LARGE_GZIP4, LARGE_INDEX, LARGE_NEXT, LARGE_ZSTD, LARGE_ZSTD4, NGINX,
+    BUSYBOX, BUSYBOX_DOCKER, LARGE_GZIP, LARGE_GZIP4, LARGE_INDEX, LARGE_NEXT, LARGE_ZSTD, LARGE_ZSTD4, NGINX, PAUSE,
 };
 
 use anyhow::{Context, Result, bail};
@@ -255,6 +255,7 @@ impl<'p> Bakery<'p> {
         self.applets = rootfs::applets(&rootfs::busybox_program(tools)?)?;
         let layers = self.busybox(native, tools)?;
         let docker = self.layout.manifest(&layers, native, START_SHELL, Dialect::Docker)?;
+        let pause = self.layout.manifest(&layers, native, START_SLEEP, Dialect::Oci)?;
         let mut platforms = vec![(native, self.layout.manifest(&layers, native, START_SHELL, Dialect::Oci)?)];
         if self.foreign.is_some() {
             let other = native.other();
@@ -264,7 +265,12 @@ impl<'p> Bakery<'p> {
         }
         let busybox = self.layout.index(&platforms)?;
         let nginx = self.nginx()?;
-        Ok(vec![(NGINX.to_owned(), nginx), (BUSYBOX.to_owned(), busybox), (BUSYBOX_DOCKER.to_owned(), docker)])
+        Ok(vec![
+            (NGINX.to_owned(), nginx),
+            (BUSYBOX.to_owned(), busybox),
+            (BUSYBOX_DOCKER.to_owned(), docker),
+            (PAUSE.to_owned(), pause),
+        ])
     }
 
     /// One layer: the program and a hard link for each applet in `bin`.

@@ -22,6 +22,7 @@ use super::pull::disk::Disk;
 use super::pull::remains;
 use crate::conditions::node_is_ready;
 use crate::control_plane::{Config, ControlPlane};
+use crate::images::PAUSE;
 use crate::kubeconfig::{self, Identity};
 use crate::pki::{Authority, Leaf, PairFiles};
 use crate::process::{self, Process, Spec};
@@ -136,7 +137,7 @@ impl Kubelet {
         let url = control_plane.url();
         kubeconfig::write(&places.kubeconfig(), &url, authority.certificate(), &Identity::Certificate(client))?;
         let runc = prerequisites::find("runc").context("find runc")?;
-        fs::write(places.containerd_config(), configuration::containerd(places, &runc))?;
+        fs::write(places.containerd_config(), configuration::containerd(places, &runc, &ground.image(PAUSE)))?;
         fs::write(places.network(), configuration::network(places).to_string())?;
         let kubelet = configuration::kubelet(places, &serving, &authority.files().certificate);
         fs::write(places.kubelet_config(), kubelet.to_string()).context("write the kubelet's configuration")

@@ -7,7 +7,7 @@
 use oci_spec::image::Arch;
 
 /// Raised when the way an image is put together changes, so that images made by older code are made again.
-pub(super) const REVISION: u32 = 1;
+pub(super) const REVISION: u32 = 2;
 
 /// The nginx of the documented Deployment.
 pub const NGINX: &str = "registry.cn-shanghai.aliyuncs.com/eci_open/nginx:1.14.2";
@@ -15,6 +15,8 @@ pub const NGINX: &str = "registry.cn-shanghai.aliyuncs.com/eci_open/nginx:1.14.2
 pub const BUSYBOX: &str = "registry.cn-shanghai.aliyuncs.com/eci_open/busybox:1.30";
 /// The same busybox for this machine alone, with the media types of Docker's registry format.
 pub const BUSYBOX_DOCKER: &str = "samples/busybox:docker";
+/// The same busybox, which waits: what a kubelet's sandbox may be made of.
+pub const PAUSE: &str = "samples/busybox:pause";
 /// The large image as one gzip layer.
 pub const LARGE_GZIP: &str = "samples/large:gzip";
 /// The large image as four gzip layers.

@@ -58,8 +58,9 @@ fn paint<'a>(area: &DrawingArea<SVGBackend<'a>, plotters::coord::Shift>, rows: &
         .configure_mesh()
         .disable_x_mesh()
         .disable_x_axis()
-        .y_desc("milliseconds, logarithmic")
-        .y_label_formatter(&|value| format!("{value:.0}"))
+        .y_desc("time, logarithmic")
+        .label_style(("sans-serif", 15))
+        .y_label_formatter(&|value| time(*value))
         .draw()?;
     for (colour, is_ours) in [(OURS, true), (THEIRS, false)] {
         let mine = |bar: &&Bar<'_>| (bar.row.side == LARDER) == is_ours;
@@ -76,8 +77,7 @@ fn paint<'a>(area: &DrawingArea<SVGBackend<'a>, plotters::coord::Shift>, rows: &
     };
     chart.draw_series(bars.iter().map(whisker))?;
     let above = ("sans-serif", 13).into_font().color(&BLACK).pos(Pos::new(HPos::Center, VPos::Bottom));
-    let number =
-        |bar: &Bar<'_>| Text::new(format!("{:.0}", bar.row.p50), (middle(bar), bar.row.p99 * 1.06), above.clone());
+    let number = |bar: &Bar<'_>| Text::new(time(bar.row.p50), (middle(bar), bar.row.p99 * 1.06), above.clone());
     chart.draw_series(bars.iter().map(number))?;
     let below = ("sans-serif", 14).into_font().color(&BLACK).pos(Pos::new(HPos::Center, VPos::Top));
     let (_, height) = area.dim_in_pixel();
@@ -91,16 +91,26 @@ fn paint<'a>(area: &DrawingArea<SVGBackend<'a>, plotters::coord::Shift>, rows: &
         .configure_series_labels()
         .border_style(BLACK)
         .background_style(WHITE)
-        .position(SeriesLabelPosition::UpperLeft)
+        .position(SeriesLabelPosition::UpperMiddle)
         .draw()?;
     area.present()
 }
 
-/// Where the bars are: those of a case side by side.
+/// Milliseconds as people read them.
+fn time(milliseconds: f64) -> String {
+    if milliseconds < 1000.0 {
+        format!("{milliseconds:.0} ms")
+    } else {
+        format!("{} s", (milliseconds / 100.0).round() / 10.0)
+    }
+}
+
+/// Where the bars are: those of a case side by side, ours first.
 fn bars<'a>(rows: &[&'a Row], cases: &[&str]) -> Vec<Bar<'a>> {
     let mut bars = Vec::new();
     for (place, case) in cases.iter().enumerate() {
-        let of: Vec<&&Row> = rows.iter().filter(|row| row.case == *case).collect();
+        let mut of: Vec<&&Row> = rows.iter().filter(|row| row.case == *case).collect();
+        of.sort_by_key(|row| row.side != LARDER);
         let count = f64::from(u32::try_from(of.len()).unwrap_or(u32::MAX));
         let mut from = f64::from(u32::try_from(place).unwrap_or(u32::MAX)) + 0.5 - 0.15 * count;
         for row in of {
@@ -125,10 +135,11 @@ mod tests {
             row("ImageCache: something else", &[1.0]),
         ];
         let svg = draw(&rows).unwrap();
-        for text in [HIT, STORE, "larder", "kubelet", "480"] {
+        for text in [HIT, STORE, "larder", "kubelet", "480 ms"] {
             assert!(svg.contains(text), "{text} is not in {svg}");
         }
         assert!(!svg.contains("something else"));
+        assert_eq!((time(62.4), time(1000.0), time(37_004.0)), ("62 ms".into(), "1 s".into(), "37 s".into()));
         assert!(!is_drawable(&rows[3..]));
     }
 }

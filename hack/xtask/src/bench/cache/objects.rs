@@ -69,9 +69,10 @@ async fn pods(ground: &Ground, port: u16, objects: usize, starts: usize) -> Resu
         samples.push(milliseconds(one(&mut starter, &kind).await?));
     }
     let after = match_times(port).await?;
-    let chosen = format!("{objects} objects: {}", goals::MATCH);
+    let all = if objects == 1 { "1 object".to_owned() } else { format!("{objects} objects") };
+    let chosen = format!("{all}: {}", goals::MATCH);
     let rows = [
-        Row::of(BENCH, &format!("{HIT}, beside {objects} objects"), "ms", &samples),
+        Row::of(BENCH, &format!("{HIT}, beside {all}"), "ms", &samples),
         Row::of(BENCH, &chosen, "ms", &spread(&before, &after)),
     ];
     Ok(rows.into_iter().flatten().collect())

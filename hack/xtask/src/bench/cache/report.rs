@@ -9,8 +9,8 @@ use super::{chart, goals};
 use crate::bench::{Row, row};
 use crate::workspace;
 
-/// Writes it. Returns the folder.
-pub(in crate::bench) fn write(rows: &[Row], busy: Option<&str>) -> Result<PathBuf> {
+/// Writes it, with what is to be said about the machine. Returns the folder.
+pub(in crate::bench) fn write(rows: &[Row], busy: &[String]) -> Result<PathBuf> {
     let folder = workspace::state().join("report/cache");
     fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
     let write = |name: &str, text: &str| {
@@ -30,9 +30,9 @@ fn draw(rows: &[Row], folder: &Path) -> Result<()> {
 }
 
 /// The page.
-fn markdown(rows: &[Row], busy: Option<&str>, has_chart: bool) -> String {
+fn markdown(rows: &[Row], busy: &[String], has_chart: bool) -> String {
     let mut text = "# hack/bench cache\n\n".to_owned();
-    if let Some(busy) = busy {
+    for busy in busy {
         text += &format!("**{}**\n\n", busy.trim_start_matches('!').trim());
     }
     if has_chart {
@@ -57,7 +57,7 @@ mod tests {
     #[test]
     fn a_page_has_the_rows_the_goals_and_how_busy_it_was() {
         let rows = [Row::of("cache", super::super::HIT, "ms", &[21.5]).unwrap()];
-        let text = markdown(&rows, Some("!! this machine is busy"), true);
+        let text = markdown(&rows, &["!! this machine is busy".to_owned()], true);
         assert!(text.contains("| pod: cache hit | larder | ms | 1 | 21.5 |"), "{text}");
         assert!(text.contains("**this machine is busy**") && text.contains("- met: pod: cache hit"), "{text}");
     }

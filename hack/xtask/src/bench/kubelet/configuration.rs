@@ -6,7 +6,6 @@ use serde_json::{Value, json};
 
 use crate::bench::pull::account::CGROUP;
 use crate::bench::pull::remains::BRIDGE;
-use crate::images::BUSYBOX;
 use crate::pki::PairFiles;
 
 /// Addresses of its pods; no cluster of ours has them.
@@ -67,14 +66,14 @@ impl Places {
 
 /// containerd's configuration: what `containerd config default` says, but for where things are, a sandbox image that the
 /// local registry has, and scores of the kernel's memory killer, which this machine may not allow to be lowered.
-pub(super) fn containerd(places: &Places, runc: &Path) -> String {
+pub(super) fn containerd(places: &Places, runc: &Path, sandbox: &str) -> String {
     let (root, state, socket) = (places.store.display(), places.state.display(), places.socket().display().to_string());
     let (networks, registries, runc) = (places.networks.display(), places.registries.display(), runc.display());
     format!(
         "version = 3\nroot = \"{root}\"\nstate = \"{state}\"\n\
          disabled_plugins = [\"io.containerd.nri.v1.nri\", \"io.containerd.internal.v1.opt\"]\n\n\
          [grpc]\n  address = \"{socket}\"\n\n[ttrpc]\n  address = \"{socket}.ttrpc\"\n\n\
-         [plugins.\"io.containerd.cri.v1.images\".pinned_images]\n  sandbox = \"{BUSYBOX}\"\n\n\
+         [plugins.\"io.containerd.cri.v1.images\".pinned_images]\n  sandbox = \"{sandbox}\"\n\n\
          [plugins.\"io.containerd.cri.v1.images\".registry]\n  config_path = \"{registries}\"\n\n\
          [plugins.\"io.containerd.cri.v1.runtime\"]\n  restrict_oom_score_adj = true\n  \
          netns_mounts_under_state_dir = true\n\n\
@@ -144,7 +143,8 @@ mod tests {
     #[test]
     fn the_configurations_name_our_folders_alone() {
         let places = Places::new(Path::new("/run/x"), Path::new("/disk"), Path::new("/registries"));
-        let config: toml::Value = toml::from_str(&containerd(&places, Path::new("/usr/sbin/runc"))).unwrap();
+        let config: toml::Value =
+            toml::from_str(&containerd(&places, Path::new("/usr/sbin/runc"), "a/pause:1")).unwrap();
         assert_eq!(config["root"].as_str(), Some("/disk/containerd"));
         assert_eq!(config["grpc"]["address"].as_str(), Some("/run/x/containerd.sock"));
         let runtime = &config["plugins"]["io.containerd.cri.v1.runtime"];
