@@ -6,15 +6,15 @@ use anyhow::{Context as _, Result, ensure};
 use kube::api::DynamicObject;
 use larder_e2e::cluster::Cluster;
 use larder_e2e::registry_proxy::{Fault, Kind, Rule};
-use larder_e2e::scene::{Scene, at, image_caches, ready_cache, wait_cache};
+use larder_e2e::scene::{Scene, at, image_caches, phase, ready_cache, sh, wait_cache};
 use serde_json::{Value, json};
 
 use super::{merge_kind, sleeper, wait_cache_gone, wait_until};
 
-/// Begins a cache of which not much comes before the registry is healed; gives its id.
+/// Begins a cache whose transfer takes some ten seconds; gives its id.
 async fn begin_slowly(cluster: &Cluster, name: &str) -> Result<String> {
     let image = cluster.own_image(name).await?;
-    let drip = Fault::Drip { piece: 512, pause: Duration::from_millis(100) };
+    let drip = Fault::Drip { piece: 8 << 10, pause: Duration::from_millis(100) };
     cluster.registry.add(name, Rule::every(Kind::Blob, drip));
     let object = merge_kind(json!({"metadata": {"name": name}, "spec": {"images": [image]}}));
     image_caches(&cluster.client).create(&Default::default(), &serde_json::from_value(object)?).await?;
@@ -68,12 +68,19 @@ pub(crate) async fn agent_killed_in_mid_build(cluster: &mut Cluster) -> Result<(
 pub(crate) async fn api_server_away_while_a_build_ends(cluster: &mut Cluster) -> Result<()> {
     let id = begin_slowly(cluster, "nobody-to-tell").await?;
     cluster.control_plane.stop_api_server()?;
-    ensure!(!is_built(cluster, &id), "the build ended before the API server was stopped");
-    cluster.registry.heal("nobody-to-tell");
-    wait_until("the host has built it", || is_built(cluster, &id)).await?;
+    let was_built = is_built(cluster, &id);
+    let built = wait_until("the host has built it", || is_built(cluster, &id)).await;
     cluster.control_plane.start_api_server().await?;
+    built?;
+    ensure!(!was_built, "the build ended before the API server was stopped");
+    cluster.registry.heal("nobody-to-tell");
     let cache = wait_cache(cluster, "nobody-to-tell", "Ready", |cache| is(cache, "Ready")).await?;
     ensure!(cache.data["status"]["progress"] == "100%", "{}", cache.data["status"]);
+    let scene = Scene::new(cluster, "nobody-to-tell", &[]).await?;
+    scene.pod("new", json!({"restartPolicy": "Never", "containers": [sh("true")]})).await?;
+    // After refused watches the scheduler may take a minute to look again.
+    scene.wait_pod_for(Duration::from_secs(180), "new", "Succeeded", |pod| phase(pod) == "Succeeded").await?;
+    scene.delete("new").await?;
     remove(cluster, "nobody-to-tell").await
 }
 
