@@ -40,6 +40,24 @@ fn merge_kind(mut object: Value) -> Value {
     object
 }
 
+/// Creates an object that is written without its kind.
+async fn create(cluster: &Cluster, object: Value) -> Result<()> {
+    let object = serde_json::from_value(merge_kind(object))?;
+    image_caches(&cluster.client).create(&Default::default(), &object).await?;
+    Ok(())
+}
+
+/// Deletes an object, and waits until it is gone.
+async fn delete(cluster: &Cluster, name: &str) -> Result<()> {
+    image_caches(&cluster.client).delete(name, &Default::default()).await?;
+    wait_cache_gone(cluster, name).await
+}
+
+/// Whether a field of the status has this value.
+fn is(cache: &DynamicObject, field: &str, value: &str) -> bool {
+    cache.data["status"][field] == value
+}
+
 fn sleeper(image: &str) -> Value {
     json!({"containers": [{"name": "main", "image": image, "imagePullPolicy": "IfNotPresent", "command": ["sleep", "1000"]}]})
 }

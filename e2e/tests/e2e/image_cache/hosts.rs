@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams};
+use kube::api::{DynamicObject, Patch, PatchParams};
 use larder_e2e::cluster::Cluster;
 use larder_e2e::registry_proxy::{Fault, Kind, Rule};
 use larder_e2e::scene::{image_caches, ready_cache, wait_cache};
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::merge_kind;
+use super::{create, delete, is};
 
 /// What a status says of each host: node and phase.
 fn hosts(cache: &DynamicObject) -> Vec<(&str, &str)> {
@@ -19,25 +19,10 @@ fn hosts(cache: &DynamicObject) -> Vec<(&str, &str)> {
         .collect()
 }
 
-fn is(cache: &DynamicObject, field: &str, value: &str) -> bool {
-    cache.data["status"][field] == value
-}
-
-async fn create(cluster: &Cluster, object: Value) -> Result<()> {
-    let object = serde_json::from_value(merge_kind(object))?;
-    image_caches(&cluster.client).create(&Default::default(), &object).await?;
-    Ok(())
-}
-
 async fn annotate(cluster: &Cluster, name: &str, key: &str, value: &str) -> Result<()> {
     let patch = Patch::Merge(json!({"metadata": {"annotations": {key: value}}}));
     image_caches(&cluster.client).patch(name, &PatchParams::default(), &patch).await?;
     Ok(())
-}
-
-async fn delete(cluster: &Cluster, name: &str) -> Result<()> {
-    image_caches(&cluster.client).delete(name, &DeleteParams::default()).await?;
-    super::wait_cache_gone(cluster, name).await
 }
 
 /// Every host holds it, and the status says of each where it stands.

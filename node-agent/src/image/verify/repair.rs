@@ -42,18 +42,16 @@ impl Repair {
             note(store.index().remove_layer(&diff_id));
             snapshotter.remove_layer(&diff_id)
         };
+        // `held` itself lives until the end: what has been fetched again does not go before its users have it.
         let (pins, alone) = (self.service.store.pins().clone(), Arc::clone(&held));
         let removed = self.service.blocking(move || Ok(alone.while_alone(&pins, remove).transpose()?)).await;
-        let outcome = match (removed, self.service.snapshotter.driver()) {
+        match (removed, self.service.snapshotter.driver()) {
             (Ok(Some(())), _) => self.removed_layer(diff_id).await,
             (Ok(None), Driver::Erofs) => self.used_layer(diff_id).await,
             // Its files would go from under the containers.
             (Ok(None), Driver::Directory) => Outcome::Left(IN_USE.to_owned()),
             (Err(error), _) => Outcome::Left(Chain(&error).to_string()),
-        };
-        // Until here: what has been fetched again does not go before its users have it.
-        drop(held);
-        outcome
+        }
     }
 
     async fn removed_layer(&self, diff_id: Digest) -> Outcome {
