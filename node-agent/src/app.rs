@@ -271,7 +271,7 @@ fn make_folders(config: &Config) -> Result<(), AppError> {
         builder.recursive(true).mode(mode).create(path).map_err(io_error("create", path))?;
     }
     // Before anything is mounted below it: a mount that is older would be hidden.
-    namespace::make_shared_mount(&config.run_dir).map_err(io_error("make a shared mount of", &config.run_dir))?;
+    namespace::mount_run_folder(&config.run_dir).map_err(io_error("mount a tmpfs on", &config.run_dir))?;
     // Pods' secrets lie below it.
     let pods = config.run_dir.join("pods");
     fs::DirBuilder::new().recursive(true).mode(0o700).create(&pods).map_err(io_error("create", &pods))

@@ -102,17 +102,26 @@ pub fn unpin(path: &Path) -> io::Result<()> {
     removal::remove_file(path)
 }
 
-/// Makes `folder` a mount of its own whose mounts and unmounts reach the mount namespaces made from ours. Without it, a
-/// monitor's copy of a mount would keep that mount alive after we have taken it away. Doing it again is free.
+/// Gives `folder` a tmpfs of its own whose mounts and unmounts reach the mount namespaces made from ours. Without that, a
+/// monitor's copy of a mount would keep the mount alive after we have taken it away. A folder on which something is mounted
+/// already keeps that: an earlier life's tmpfs, or what a container's administrator has put there.
+///
+/// The host's `/run` will not do: not every host has a tmpfs there, so that what is in it would outlive a reboot and each small
+/// file cost a disk's file system its bookkeeping, and some hosts have one from which nothing can be executed, which would
+/// hold for the scripts in a pod's ConfigMap volumes.
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn make_shared_mount(folder: &Path) -> io::Result<()> {
-    if rustix::mount::mount_change(folder, MountPropagationFlags::SHARED).is_err() {
-        rustix::mount::mount_bind(folder, folder)?;
-        rustix::mount::mount_change(folder, MountPropagationFlags::SHARED)?;
+pub fn mount_run_folder(folder: &Path) -> io::Result<()> {
+    let share = || rustix::mount::mount_change(folder, MountPropagationFlags::SHARED);
+    match share() {
+        // Nothing is mounted there.
+        Err(rustix::io::Errno::INVAL) => {
+            rustix::mount::mount("tmpfs", folder, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, c"mode=0711")?;
+            Ok(share()?)
+        }
+        shared => Ok(shared?),
     }
-    Ok(())
 }
 
 /// Mounts a tmpfs for POSIX shared memory, of `size_bytes` at most.
@@ -215,4 +224,32 @@ pub(crate) fn on_test_host<T: Send>(test: impl AsyncFnOnce() -> T + Send) -> T {
         Ok(runtime.block_on(test()))
     })
     .expect("make a test host: these tests need root")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::StatVfsMountFlags;
+
+    #[test]
+    fn a_run_folder_is_a_shared_tmpfs_that_a_second_life_finds_again() {
+        on_test_host(async || {
+            let folder = tempfile::tempdir().unwrap();
+            std::fs::write(folder.path().join("of an earlier boot"), "").unwrap();
+            mount_run_folder(folder.path()).unwrap();
+            let here = folder.path().join("here");
+            assert!(!folder.path().join("of an earlier boot").exists());
+            std::fs::write(&here, "").unwrap();
+            mount_run_folder(folder.path()).unwrap();
+            assert!(here.exists(), "mounted over what was there");
+
+            let mounts = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+            let path = folder.path().to_str().unwrap();
+            let all: Vec<&str> = mounts.lines().filter(|line| line.contains(path)).collect();
+            assert!(matches!(all[..], [only] if only.contains(" shared:") && only.contains(" - tmpfs ")), "{all:?}");
+            let flags = rustix::fs::statvfs(folder.path()).unwrap().f_flag;
+            assert!(!flags.contains(StatVfsMountFlags::NOEXEC), "{flags:?}");
+            unmount(folder.path()).unwrap();
+        });
+    }
 }
