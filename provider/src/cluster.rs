@@ -20,6 +20,7 @@ pub mod webhooks;
 
 mod echo;
 mod event_series;
+mod holds;
 
 use std::path::Path;
 use std::time::Duration;
@@ -32,6 +33,7 @@ pub use access::AccessApi;
 pub use definitions::DefinitionApi;
 pub use echo::Echo;
 pub use events::{EventApi, EventNote, EventRecorder, Source};
+pub use holds::Hold;
 pub use image_caches::ImageCacheApi;
 pub use nodes::NodeApi;
 pub use objects::{ObjectApi, ObjectKey, ObjectKind, ObjectStore};

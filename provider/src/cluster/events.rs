@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::event_series::{Decision, EventSeries, Identity};
+use super::holds::{Hold, Holds};
 use super::{ClusterError, KubeCluster, within};
 use crate::parts::{PartError, Parts};
 
@@ -28,6 +29,8 @@ const WAITING: usize = 1024;
 /// as the pod's own status does: on a small host they would take the time that the start needs. It carries the time at which
 /// it happened, and a cached pod is Ready well within this.
 const HELD: Duration = Duration::from_millis(200);
+/// How long it waits at most where one start follows upon the other.
+pub const HELD_AT_MOST: Duration = Duration::from_secs(5);
 /// How often an event is tried while the API server is away.
 const TRIES: usize = 8;
 
@@ -121,14 +124,15 @@ pub fn regarding_pod(pod: &Pod) -> ObjectReference {
 struct Recorded {
     note: EventNote,
     happened: Timestamp,
-    /// When it is to be written.
-    due: Instant,
+    /// When it was recorded.
+    at: Instant,
 }
 
 /// Takes events from anywhere. Cheap to clone; never waits and never fails.
 #[derive(Debug, Clone)]
 pub struct EventRecorder {
     lanes: Arc<[mpsc::Sender<Recorded>]>,
+    holds: Holds,
 }
 
 /// The task behind an [`EventRecorder`].
@@ -136,13 +140,30 @@ pub struct EventRecorder {
 pub struct EventWriter {
     api: Arc<dyn EventApi>,
     lanes: Vec<mpsc::Receiver<Recorded>>,
+    holds: Holds,
 }
 
 impl EventRecorder {
     /// A recorder, and the task that its owner must run.
     pub fn new(api: Arc<dyn EventApi>) -> (Self, EventWriter) {
         let (senders, lanes): (Vec<_>, Vec<_>) = (0..LANES).map(|_| mpsc::channel(WAITING)).unzip();
-        (Self { lanes: senders.into() }, EventWriter { api, lanes })
+        let holds = Holds::default();
+        (Self { lanes: senders.into(), holds: holds.clone() }, EventWriter { api, lanes, holds })
+    }
+
+    /// Holds back what is recorded for as long as the answer lives, and for `at_most`: a start is under way.
+    pub fn hold(&self, at_most: Duration) -> Hold {
+        self.holds.begin(at_most)
+    }
+
+    /// How many starts are under way.
+    pub fn held_by(&self) -> usize {
+        self.holds.count()
+    }
+
+    /// Ends when no start is under way any more, or at `at_most`.
+    pub async fn quiet(&self, at_most: Instant) {
+        self.holds.quiet(at_most).await;
     }
 
     /// Records an event. When too many wait, it is dropped and the log says so.
@@ -150,7 +171,7 @@ impl EventRecorder {
         let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(&note.regarding.uid);
         let lane = usize::try_from(hash % LANES as u64).unwrap_or_default();
         let happened = note.time.unwrap_or_else(Timestamp::now);
-        let recorded = Recorded { note, happened, due: Instant::now() + HELD };
+        let recorded = Recorded { note, happened, at: Instant::now() };
         if let Err(error) = self.lanes[lane].try_send(recorded) {
             let (mpsc::error::TrySendError::Full(lost) | mpsc::error::TrySendError::Closed(lost)) = error;
             let note = lost.note;
@@ -167,7 +188,7 @@ impl EventWriter {
     pub async fn run(self, stop: CancellationToken) -> Result<(), PartError> {
         let mut lanes = Parts::default();
         for (number, notes) in self.lanes.into_iter().enumerate() {
-            let lane = Lane { api: self.api.clone(), series: EventSeries::default() };
+            let lane = Lane { api: self.api.clone(), series: EventSeries::default(), holds: self.holds.clone() };
             lanes.spawn(format!("lane {number} of the events"), lane.run(notes, stop.clone()));
         }
         lanes.join().await
@@ -184,6 +205,7 @@ enum Writing<'a> {
 struct Lane {
     api: Arc<dyn EventApi>,
     series: EventSeries,
+    holds: Holds,
 }
 
 impl Lane {
@@ -195,9 +217,13 @@ impl Lane {
                 recorded = waiting.recv() => recorded,
                 () = stop.cancelled() => None,
             };
-            let Some(Recorded { note, happened, due }) = recorded else { return };
+            let Some(Recorded { note, happened, at }) = recorded else { return };
+            let out_of_the_way = async {
+                tokio::time::sleep_until(at + HELD).await;
+                self.holds.quiet(at + HELD_AT_MOST).await;
+            };
             tokio::select! {
-                () = tokio::time::sleep_until(due) => {}
+                () = out_of_the_way => {}
                 // Nothing starts any more that it could be in the way of.
                 () = stop.cancelled() => {}
             }

@@ -25,7 +25,7 @@ use super::resize::{self, Allocated};
 use super::status::{self, Failure, Reported, Situation};
 use crate::agent::AgentClient;
 use crate::cluster::pods::{PodMarks, PodName};
-use crate::cluster::{Echo, EventRecorder, ObjectApi, ObjectStore, PodApi};
+use crate::cluster::{Echo, EventRecorder, Hold, ObjectApi, ObjectStore, PodApi};
 use crate::meters::Meters;
 
 /// What every worker of a node uses.
@@ -118,6 +118,10 @@ pub(super) struct Worker {
     awaited: Option<Moment>,
     /// Until when a pod that was just handed over may be on its way without a word of it at the API server.
     in_sight: Option<Moment>,
+    /// Holds back what can wait, while this pod starts.
+    hold: Option<Hold>,
+    /// Until when what is written on the pod waits for other pods that start.
+    marks_by: Option<Moment>,
     blocked: Blocked,
     backoff: Backoffs,
 }
@@ -169,6 +173,8 @@ impl Worker {
             removed: false,
             awaited: None,
             in_sight: None,
+            hold: None,
+            marks_by: None,
             blocked: Blocked::default(),
             backoff: Backoffs::default(),
         }
@@ -179,15 +185,19 @@ impl Worker {
         loop {
             self.look();
             let patch = self.status_patch();
+            if !self.starts(patch.is_some()) {
+                self.hold = None;
+            }
             let action = next_action(self.api_view(), self.agent_view(), &self.done(patch.is_some()), self.moment());
             tracing::debug!(?action, api = ?self.api_view(), agent = ?self.agent_view(), "next");
             match action {
                 Action::Forget => return,
                 Action::Rest { until } => {
-                    let choice = self.until_choice();
+                    let (choice, quiet) = (self.until_choice(), self.until_quiet());
                     // All of these only wait for something that stays true until it is read.
                     tokio::select! {
                         () = choice => self.blocked.hand_over = None,
+                        () = quiet => {}
                         changed = self.inputs.changed() => if changed.is_err() { return },
                         () = self.content.changed(), if self.sent.is_some() => {}
                         () = wait_until(self.began, until) => {}
@@ -218,6 +228,29 @@ impl Worker {
                 None => std::future::pending().await,
             }
         }
+    }
+
+    /// Ends when what is to be written on the pod is in no start's way; never for a pod on which nothing waits for that.
+    fn until_quiet(&self) -> impl Future<Output = ()> + use<> {
+        let by = self.marks_wait_until().filter(|_| self.marks_missing());
+        let (by, events) = (by.map(|by| self.began + by), self.means.events.clone());
+        async move {
+            match by {
+                Some(by) => events.quiet(by).await,
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    /// Until when what is written on the pod waits at most, while pods start.
+    fn marks_wait_until(&self) -> Option<Moment> {
+        self.marks_by.filter(|by| *by > self.moment() && self.means.events.held_by() > 0)
+    }
+
+    /// Whether the pod, just handed over, is on its way, or the API server still has to hear that it runs.
+    fn starts(&self, status_differs: bool) -> bool {
+        let underway = self.agent == AgentInput::Absent || self.is_on_its_way() || status_differs;
+        underway && self.in_sight.is_some_and(|until| until > self.moment())
     }
 
     fn moment(&self) -> Moment {
@@ -293,6 +326,7 @@ impl Worker {
             blocked.write_status = blocked.write_status.max(self.in_sight);
             blocked.annotate = blocked.annotate.max(self.in_sight);
         }
+        blocked.annotate = blocked.annotate.max(self.marks_wait_until());
         Done {
             content: self.content_state(),
             stop: self.stop,

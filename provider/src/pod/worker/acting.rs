@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::{AgentInput, ApiInput, Sent, Settled, StatusPatch, Worker};
 use crate::agent::{AgentError, RunPod, Stopping};
-use crate::cluster::events::regarding_pod;
+use crate::cluster::events::{HELD_AT_MOST, regarding_pod};
 use crate::cluster::{ClusterError, EventNote, Source};
 use crate::meters::Outcome;
 use crate::pod::PROVIDER_FAILED;
@@ -31,6 +31,11 @@ const ON_RECORD: Duration = Duration::from_secs(10);
 /// How long the API server is not told that a pod which was just handed over is on its way. One whose images are cached runs
 /// well within it, and is then told of once; what is told of the way there would be in its way.
 const IN_SIGHT: Duration = Duration::from_millis(150);
+/// How much longer that is for each pod that was handed over before and is still on its way: about what the start of one takes
+/// of the processors of a small host, on which they have their turn one after the other.
+const TURN: Duration = Duration::from_millis(25);
+/// How long it is at most, however many there are.
+const IN_SIGHT_AT_MOST: Duration = Duration::from_secs(3);
 
 impl Worker {
     /// Does what was decided.
@@ -53,6 +58,13 @@ impl Worker {
         let ApiInput::Present(pod) = self.api.clone() else { return };
         let runs = matches!(self.agent, AgentInput::Known(AgentPod::State(_)));
         let began = Instant::now();
+        if !runs {
+            let before = u32::try_from(self.means.events.held_by()).unwrap_or(u32::MAX);
+            let in_sight = IN_SIGHT.saturating_add(TURN.saturating_mul(before)).min(IN_SIGHT_AT_MOST);
+            self.in_sight = Some(self.moment() + in_sight);
+            self.marks_by = Some(self.moment() + HELD_AT_MOST);
+            self.hold = Some(self.means.events.hold(HELD_AT_MOST));
+        }
         let outcome = self.try_hand_over(&pod, runs).await;
         let how = match &outcome {
             Ok(()) => Outcome::Done,
@@ -67,9 +79,12 @@ impl Worker {
                 self.backoff.hand_over.reset();
                 self.nothing_runs = false;
                 self.awaited = Some(self.moment() + ON_RECORD);
-                self.in_sight = (!runs).then(|| self.moment() + IN_SIGHT);
             }
-            Err(failure) => self.not_handed_over(failure, runs),
+            Err(failure) => {
+                self.hold = None;
+                self.in_sight = None;
+                self.not_handed_over(failure, runs);
+            }
         }
     }
 

@@ -223,3 +223,52 @@ async fn events_are_written_after_the_start_and_with_its_time() {
     assert_eq!(bench.cluster.see(|record| record.events.len()), 0, "in the way of a start");
     bench.event("SuccessfulHitImageCache").await;
 }
+
+/// Forty pods at once: of one that runs this is written, and all else waits until the last one does.
+#[tokio::test(start_paused = true)]
+async fn while_pods_start_what_can_wait_waits() {
+    let mut bench = Bench::new();
+    let decisions = std::iter::repeat_with(|| CacheDecision::Run(admitted())).take(40).collect::<Vec<_>>();
+    bench.start_with(Arc::new(Scripted(decisions.into())));
+    let began = Instant::now();
+    for number in 0..40 {
+        bench.cluster.put_pod(pod(&format!("p{number}"), &format!("u{number}")));
+    }
+    bench.ran(40).await;
+    for number in 0..39 {
+        bench.agent.report(&format!("u{number}"), status("Running"));
+    }
+    bench.agent.report("u39", on_its_way());
+    for number in 0..39 {
+        bench.phase(&format!("p{number}"), "Running").await;
+    }
+    assert!(began.elapsed() < Duration::from_millis(100), "told after {:?}", began.elapsed());
+    let written = |record: &Record| {
+        let marked = record.pods.values().filter(|pod| pod.metadata.annotations.is_some()).count();
+        (record.events.len(), marked, record.status_patches.len())
+    };
+    tokio::time::sleep_until(began + Duration::from_millis(900)).await;
+    assert_eq!(bench.cluster.see(written), (0, 0, 39), "in the way of the last start");
+    bench.agent.report("u39", status("Running"));
+    bench.phase("p39", "Running").await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(bench.cluster.see(written), (40, 40, 40));
+}
+
+/// One that does not come up keeps nobody's events for long, nor its own state.
+#[tokio::test(start_paused = true)]
+async fn a_start_that_takes_long_is_told_of_and_keeps_nothing_back() {
+    let mut bench = Bench::new();
+    bench.start_with(Arc::new(Scripted(vec![CacheDecision::Run(admitted()), CacheDecision::Run(admitted())].into())));
+    bench.cluster.put_pod(pod("p", "u1"));
+    bench.cluster.put_pod(pod("q", "u2"));
+    bench.ran(2).await;
+    bench.agent.report("u1", on_its_way());
+    bench.agent.report("u2", status("Running"));
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    bench.cluster.see(|record| {
+        assert_eq!(record.events.len(), 2);
+        assert!(record.pods.values().all(|pod| pod.metadata.annotations.is_some()));
+        assert!(record.status_patches.iter().any(|(pod, _)| pod.name == "p"));
+    });
+}
