@@ -2,6 +2,7 @@
 
 pub mod annotations;
 pub mod automatic;
+pub mod catalog;
 pub mod controller;
 pub mod figures;
 pub mod handle;

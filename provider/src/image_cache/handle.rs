@@ -9,9 +9,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::automatic::{self, Ask};
-use super::matching::{
-    self, Automatic, Candidate, Choice, Coverage, Decision, MissReason, PodImages, Refusal, Standing, Trust,
-};
+use super::catalog::{Catalog, Standing, Trust};
+use super::matching::{self, Automatic, Choice, Coverage, Decision, MissReason, PodImages, Refusal};
 use super::request::{self, Asked, NodeDefault, OnMiss, Wish};
 use super::snapshot::Snapshot;
 use crate::agent::ChosenCache;
@@ -77,8 +76,9 @@ impl ImageCaches {
             Wish::Nothing => Some(Arc::default()),
             Wish::Pinned { .. } | Wish::Automatic { .. } => self.known(node).await,
         };
-        let candidates = snapshot.as_ref().and_then(|snapshot| snapshot.of(node)).map(|caches| &*caches.candidates);
-        let candidates = candidates.unwrap_or_default();
+        let none = Catalog::default();
+        let candidates = snapshot.as_ref().and_then(|snapshot| snapshot.of(node)).map(|caches| &caches.candidates);
+        let candidates = candidates.unwrap_or(&none);
         let decision = match snapshot {
             Some(_) => self.timed(&asked.wish, || decide(&asked.wish, pod, candidates)),
             None => unknown(asked.wish),
@@ -125,8 +125,8 @@ impl ImageCaches {
     pub async fn until_ready(&self, node: &str, pod: &Pod) {
         let Wish::Pinned { id } = self.asked(pod).wish else { return std::future::pending().await };
         let serves = |snapshot: &Arc<Snapshot>| {
-            let caches = snapshot.of(node).map(|caches| caches.candidates.as_slice()).unwrap_or_default();
-            caches.iter().any(|candidate| candidate.id == id && candidate.standing == Standing::Serving)
+            let serves = |caches: &Catalog| caches.with_id(&id).any(|cache| cache.standing == Standing::Serving);
+            snapshot.of(node).is_some_and(|caches| serves(&caches.candidates))
         };
         if self.seen.clone().wait_for(serves).await.is_err() {
             // The controller has ended, and with it everything soon.
@@ -169,15 +169,15 @@ pub(super) fn note(warning: bool, reason: &'static str, message: String) -> Note
 }
 
 /// What the host is told of the cache that was chosen.
-fn with_trust(id: String, candidates: &[Arc<Candidate>]) -> ChosenCache {
+fn with_trust(id: String, candidates: &Catalog) -> ChosenCache {
     let Trust { is_automatic, policy } =
-        candidates.iter().find(|candidate| candidate.id == id).map(|candidate| candidate.trust).unwrap_or_default();
+        candidates.with_id(&id).next().map(|candidate| candidate.trust).unwrap_or_default();
     ChosenCache { id, is_automatic, policy }
 }
 
-fn decide(wish: &Wish, pod: &Pod, candidates: &[Arc<Candidate>]) -> Decision {
+fn decide(wish: &Wish, pod: &Pod, candidates: &Catalog) -> Decision {
     let images = PodImages::read(automatic::images(pod)).pulled_with(automatic::secrets(pod));
-    matching::decide(wish, &images, candidates.iter().map(AsRef::as_ref))
+    matching::decide(wish, &images, candidates)
 }
 
 /// A pod that names a cache waits; any other starts with normal pulls.

@@ -19,62 +19,9 @@
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
+use super::catalog::{Alike, Candidate, CandidateImage, Catalog, Standing};
 use super::reference::{Reference, Version};
 use super::request::{Condition, Wish};
-use crate::agent::VerificationPolicy;
-
-/// An image cache, as far as matching cares: on the host that the pod goes to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Candidate {
-    /// `imc-...`.
-    pub id: String,
-    /// The object's name.
-    pub name: String,
-    /// When the object was created, in seconds since 1970.
-    pub created: i64,
-    /// Whether a pod on this host can start from it.
-    pub standing: Standing,
-    /// What its host is told of it with a pod that starts from it.
-    pub trust: Trust,
-    /// The secrets, `namespace:name`, that a pod must have to start from it: for an automatic cache those that it was made
-    /// with, where its host does not find out by itself which pods may have a private image. Empty otherwise.
-    pub only_with: BTreeSet<String>,
-    /// What it holds on this host; what it is to hold where it does not serve.
-    pub images: Vec<CandidateImage>,
-}
-
-/// Whom a cache is given to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Trust {
-    /// Whether it was made for a pod, with that pod's credentials.
-    pub is_automatic: bool,
-    /// Its own policy; none for the host's.
-    pub policy: Option<VerificationPolicy>,
-}
-
-/// Whether pods can start from a cache.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Standing {
-    /// It is complete on the host.
-    Serving,
-    /// It is being made, or will be.
-    NotComplete,
-    /// It could not be made; the text says why.
-    Failed(String),
-}
-
-/// An image of a cache.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CandidateImage {
-    /// Under which reference it was cached.
-    pub reference: Reference,
-    /// Digest of the platform's manifest.
-    pub manifest_digest: String,
-    /// Digest of the index that led to it; empty where there was none.
-    pub index_digest: String,
-    /// Unpacked size in bytes.
-    pub size: u64,
-}
 
 /// The images that a pod runs, and what it pulls them with.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -237,30 +184,34 @@ impl Refusal {
     }
 }
 
-/// Decides for one pod. The order of `caches` does not matter.
-pub fn decide<'a>(wish: &Wish, images: &PodImages, caches: impl IntoIterator<Item = &'a Candidate>) -> Decision {
-    let allowed: Vec<&Candidate> =
-        caches.into_iter().filter(|cache| cache.only_with.is_subset(&images.secrets)).collect();
+/// Decides for one pod.
+pub fn decide(wish: &Wish, images: &PodImages, caches: &Catalog) -> Decision {
     match wish {
         Wish::Nothing => Decision { choice: Choice::Off, automatic: Automatic::Nothing },
-        Wish::Pinned { id } => Decision { choice: pinned(id, images, &allowed), automatic: Automatic::Nothing },
-        Wish::Automatic { condition } => automatic(*condition, images, &allowed),
+        Wish::Pinned { id } => Decision { choice: pinned(id, images, caches), automatic: Automatic::Nothing },
+        Wish::Automatic { condition } => automatic(*condition, images, caches),
     }
 }
 
-fn pinned(id: &str, images: &PodImages, caches: &[&Candidate]) -> Choice {
+/// Whether a cache is there for a pod.
+fn is_for(images: &PodImages, cache: &Candidate) -> bool {
+    cache.only_with.is_subset(&images.secrets)
+}
+
+fn pinned(id: &str, images: &PodImages, caches: &Catalog) -> Choice {
+    let found = caches.with_id(id).find(|cache| is_for(images, cache));
     let id = id.to_owned();
-    let Some(cache) = caches.iter().find(|cache| cache.id == id) else {
+    let Some(cache) = found else {
         return Choice::Refused(Refusal::NotFound { id });
     };
     match &cache.standing {
-        Standing::Serving => Choice::Pinned { id, coverage: Degree::of(images, cache).coverage(images) },
+        Standing::Serving => Choice::Pinned { id, coverage: Degree::of(images, &cache.images).coverage(images) },
         Standing::NotComplete => Choice::Refused(Refusal::NotComplete { id }),
         Standing::Failed(why) => Choice::Refused(Refusal::Failed { id, why: why.clone() }),
     }
 }
 
-fn automatic(condition: Condition, images: &PodImages, caches: &[&Candidate]) -> Decision {
+fn automatic(condition: Condition, images: &PodImages, caches: &Catalog) -> Decision {
     let choice = match best(images, caches) {
         Some((cache, degree)) if degree.meets(condition, images.count()) => {
             Choice::Hit { id: cache.id.clone(), coverage: degree.coverage(images) }
@@ -273,10 +224,10 @@ fn automatic(condition: Condition, images: &PodImages, caches: &[&Candidate]) ->
 }
 
 /// What is nearest to a hit, among caches of which none is one.
-fn why_missed(condition: Condition, images: &PodImages, caches: &[&Candidate]) -> MissReason {
-    let reason = |cache: &&Candidate| {
-        let degree = Degree::of(images, cache);
-        match cache.standing {
+fn why_missed(condition: Condition, images: &PodImages, caches: &Catalog) -> MissReason {
+    let of_alike = |alike: Alike<'_>| {
+        let degree = Degree::of(images, alike.images());
+        let reason = move |cache: &Candidate| match cache.standing {
             Standing::NotComplete | Standing::Failed(_) if degree.meets(condition, images.count()) => {
                 MissReason::NotReady
             }
@@ -284,22 +235,23 @@ fn why_missed(condition: Condition, images: &PodImages, caches: &[&Candidate]) -
             Standing::Serving if degree.exact > 0 => MissReason::ConditionNotMet,
             Standing::Serving if degree.repository_only > 0 => MissReason::RepositoryOnly,
             Standing::Serving => MissReason::NoCandidate,
-        }
+        };
+        alike.newest_first().filter(|cache| is_for(images, cache)).map(reason).max()
     };
-    caches.iter().map(reason).max().unwrap_or(MissReason::NoCandidate)
+    caches.near(&images.distinct).filter_map(of_alike).max().unwrap_or(MissReason::NoCandidate)
 }
 
-/// The serving cache that comes first in the order of this module, whether or not it is of use.
-fn best<'a>(images: &PodImages, caches: &[&'a Candidate]) -> Option<(&'a Candidate, Degree)> {
-    caches
-        .iter()
-        .copied()
-        .filter(|cache| cache.standing == Standing::Serving)
-        .map(|cache| (cache, Degree::of(images, cache)))
-        .min_by_key(|(cache, degree)| {
-            let fit = (Reverse(degree.exact), Reverse(degree.repository_only), degree.beyond);
-            (fit, Reverse(cache.created), cache.name.as_str(), cache.id.as_str())
-        })
+/// The cache that comes first in the order of this module, among those that serve and have anything to do with the pod.
+fn best<'a>(images: &PodImages, caches: &'a Catalog) -> Option<(&'a Candidate, Degree)> {
+    // Those that hold the same differ in their age and name alone, so the first one stands for all of them.
+    let first = |alike: Alike<'a>| {
+        let serves = |cache: &&Candidate| cache.standing == Standing::Serving && is_for(images, cache);
+        Some((alike.newest_first().find(serves)?, Degree::of(images, alike.images())))
+    };
+    caches.near(&images.distinct).filter_map(first).min_by_key(|(cache, degree)| {
+        let fit = (Reverse(degree.exact), Reverse(degree.repository_only), degree.beyond);
+        (fit, Reverse(cache.created), cache.name.as_str(), cache.id.as_str())
+    })
 }
 
 /// How well a cache fits a pod.
@@ -312,16 +264,16 @@ struct Degree {
 }
 
 impl Degree {
-    fn of(images: &PodImages, cache: &Candidate) -> Self {
+    fn of(images: &PodImages, held: &[CandidateImage]) -> Self {
         let mut degree = Self { exact: 0, repository_only: 0, beyond: 0 };
         for wanted in &images.distinct {
-            if cache.images.iter().any(|cached| is_exact(wanted, cached)) {
+            if held.iter().any(|cached| is_exact(wanted, cached)) {
                 degree.exact += 1;
-            } else if cache.images.iter().any(|cached| cached.reference.repository == wanted.repository) {
+            } else if held.iter().any(|cached| cached.reference.repository == wanted.repository) {
                 degree.repository_only += 1;
             }
         }
-        for cached in &cache.images {
+        for cached in held {
             if !images.distinct.iter().any(|wanted| is_exact(wanted, cached)) {
                 degree.beyond = degree.beyond.saturating_add(cached.size);
             }

@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::automatic;
+use super::catalog::{Candidate, CandidateImage, Catalog, Standing, Trust};
 use super::hosts::{Host, serves};
-use super::matching::{Candidate, CandidateImage, Standing, Trust};
 use super::plan::{id_of, is_leaving};
 use super::reference::Reference;
 use super::retention;
@@ -30,8 +30,8 @@ pub struct Snapshot {
 pub struct NodeCaches {
     /// Whether its host has said what it holds.
     pub is_known: bool,
-    /// All caches, serving here or not, in the order of their names.
-    pub candidates: Vec<Arc<Candidate>>,
+    /// All caches, serving here or not.
+    pub candidates: Catalog,
 }
 
 impl Snapshot {
@@ -41,13 +41,13 @@ impl Snapshot {
     }
 }
 
-/// Takes the snapshot. `caches`, in the order of their names, are nothing until the objects are known.
+/// Takes the snapshot. `caches` are nothing until the objects are known.
 pub fn take(caches: Option<Vec<&ImageCache>>, hosts: &BTreeMap<String, Host>) -> Snapshot {
     let is_known = caches.is_some();
     let caches: Vec<&ImageCache> = caches.into_iter().flatten().filter(|cache| !is_leaving(cache)).collect();
     let of_host = |host: &Host| NodeCaches {
         is_known: host.is_known,
-        candidates: caches.iter().map(|cache| Arc::new(candidate(cache, host))).collect(),
+        candidates: caches.iter().map(|cache| candidate(cache, host)).collect(),
     };
     let nodes = hosts.iter().map(|(node, host)| (node.clone(), of_host(host))).collect();
     Snapshot { is_known, nodes }
@@ -65,21 +65,15 @@ pub fn retake(
     let mut is_new = false;
     for (node, host) in hosts {
         let Some(known) = snapshot.nodes.get(node) else { continue };
-        let at = known.candidates.binary_search_by(|known| known.name.as_str().cmp(name));
         let candidate = cache.map(|cache| candidate(cache, host));
-        let is_same = match (at, &candidate) {
-            (Ok(at), Some(candidate)) => known.candidates.get(at).is_some_and(|known| **known == *candidate),
-            (Err(_), None) => true,
-            (Ok(_), None) | (Err(_), Some(_)) => false,
-        };
-        if is_same {
+        if known.candidates.named(name) == candidate.as_ref() {
             continue;
         }
         is_new = true;
         let Some(known) = Arc::make_mut(snapshot).nodes.get_mut(node) else { continue };
-        match at {
-            Ok(at) => drop(known.candidates.splice(at..=at, candidate.map(Arc::new))),
-            Err(at) => drop(known.candidates.splice(at..at, candidate.map(Arc::new))),
+        match candidate {
+            Some(candidate) => known.candidates.put(candidate),
+            None => known.candidates.remove(name),
         }
     }
     is_new
@@ -150,10 +144,10 @@ mod tests {
         let other = Host { is_known: true, ..Host::default() };
         let hosts = [("a".to_owned(), holding), ("b".to_owned(), other), ("c".to_owned(), Host::default())].into();
         let snapshot = take(Some(caches.values().collect()), &hosts);
-        let candidate = &snapshot.of("a").unwrap().candidates[0];
+        let candidate = snapshot.of("a").unwrap().candidates.named("c").unwrap();
         assert_eq!((candidate.id.as_str(), &candidate.standing), (id.as_str(), &Standing::Serving));
         assert_eq!(candidate.images[0].size, 7);
-        assert_eq!(snapshot.of("b").unwrap().candidates[0].standing, Standing::NotComplete);
+        assert_eq!(snapshot.of("b").unwrap().candidates.named("c").unwrap().standing, Standing::NotComplete);
         assert!(snapshot.of("c").is_none() && snapshot.of("d").is_none());
         assert!(take(None, &hosts).of("a").is_none());
     }
@@ -169,8 +163,8 @@ mod tests {
             let state =
                 CacheState { id: id.clone(), phase: CachePhase::Ready, verifies_credentials, ..Default::default() };
             let host = Host { is_known: true, caches: [(id.clone(), state)].into(), ..Host::default() };
-            take(Some(caches.values().collect()), &[("a".to_owned(), host)].into()).of("a").unwrap().candidates[0]
-                .clone()
+            let snapshot = take(Some(caches.values().collect()), &[("a".to_owned(), host)].into());
+            snapshot.of("a").unwrap().candidates.named("c").unwrap().clone()
         };
         let (verifying, older) = (candidate(true), candidate(false));
         assert!(verifying.trust.is_automatic && verifying.only_with.is_empty());

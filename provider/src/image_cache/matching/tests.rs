@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::*;
 use crate::image_cache::automatic;
+use crate::image_cache::catalog::Trust;
 
 fn digest(n: u8) -> String {
     format!("sha256:{}", format!("{n:02x}").repeat(32))
@@ -40,6 +41,11 @@ fn hit(id: &str, coverage: Coverage) -> Choice {
 
 fn part(held: usize, of: usize) -> Coverage {
     Coverage::Partial { held, of }
+}
+
+/// Decides among caches that come in this order.
+fn decide(wish: &Wish, images: &PodImages, caches: &[Candidate]) -> Decision {
+    super::decide(wish, images, &caches.iter().cloned().collect())
 }
 
 fn choose(wish: &Wish, images: &[&str], caches: &[Candidate]) -> (Choice, Automatic) {
@@ -278,7 +284,7 @@ fn some_condition() -> impl Strategy<Value = Condition> {
 
 fn exact(images: &PodImages, caches: &[Candidate], choice: &Choice) -> usize {
     let Choice::Hit { id, .. } = choice else { return 0 };
-    Degree::of(images, caches.iter().find(|cache| cache.id == *id).unwrap()).exact
+    Degree::of(images, &caches.iter().find(|cache| cache.id == *id).unwrap().images).exact
 }
 
 proptest! {
@@ -295,13 +301,29 @@ proptest! {
         prop_assert_eq!(decide(&wish, &images, &turned), expected);
     }
 
+    /// The order at the head of the module, word by word, over all caches.
+    #[test]
+    fn the_first_in_the_order_is_chosen(images in some_pod(), caches in some_caches()) {
+        let serves = |cache: &&Candidate| cache.standing == Standing::Serving && cache.only_with.is_empty();
+        let mut all: Vec<(Degree, &Candidate)> =
+            caches.iter().filter(serves).map(|cache| (Degree::of(&images, &cache.images), cache)).collect();
+        all.sort_by(|(a, one), (b, other)| {
+            let by_fit = b.exact.cmp(&a.exact).then(b.repository_only.cmp(&a.repository_only)).then(a.beyond.cmp(&b.beyond));
+            by_fit.then(other.created.cmp(&one.created)).then(one.name.cmp(&other.name))
+        });
+        let first = all.first().filter(|(degree, _)| degree.exact > 0).map(|(_, cache)| cache.id.as_str());
+        let choice = decide(&ANY, &images, &caches).choice;
+        let chosen = if let Choice::Hit { id, .. } = &choice { Some(id.as_str()) } else { None };
+        prop_assert_eq!(chosen, first);
+    }
+
     #[test]
     fn no_other_cache_holds_more(images in some_pod(), caches in some_caches()) {
         let choice = decide(&ANY, &images, &caches).choice;
         let held = exact(&images, &caches, &choice);
         let serves = |cache: &&Candidate| cache.standing == Standing::Serving && cache.only_with.is_empty();
         for cache in caches.iter().filter(serves) {
-            prop_assert!(Degree::of(&images, cache).exact <= held);
+            prop_assert!(Degree::of(&images, &cache.images).exact <= held);
         }
     }
 
