@@ -375,6 +375,7 @@ async fn open_runtime(config: &Config) -> Result<OciRuntime, AppError> {
         log_max_size: LOG_MAX_BYTES,
         log_max_files: LOG_MAX_FILES,
         start_limit: START_LIMIT,
+        spare_starts: config.spare_starts,
     });
     Ok(opened.await?)
 }

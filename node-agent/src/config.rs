@@ -65,6 +65,9 @@ pub struct Config {
     /// The container monitor; where it is not given, larder-monitor beside this program.
     #[arg(long, env = "LARDER_MONITOR", value_name = "PROGRAM")]
     pub monitor: Option<PathBuf>,
+    /// How many starts are kept ready: a monitor and the OCI runtime, executed, that wait for a container. Only with crun.
+    #[arg(long, env = "LARDER_SPARE_STARTS", default_value_t = 4, value_name = "N")]
+    pub spare_starts: usize,
     /// How many containers are started at the same time at most; twice as many as there are cores where it is not given.
     #[arg(long, env = "LARDER_MAX_PARALLEL_STARTS", value_name = "N")]
     pub max_parallel_starts: Option<usize>,

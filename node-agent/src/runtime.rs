@@ -29,6 +29,13 @@ use crate::sandbox::PodNamespaces;
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ContainerId(pub String);
 
+impl ContainerId {
+    /// One that nobody has.
+    pub fn random() -> Self {
+        Self(hex::encode(rand::random::<[u8; 32]>()))
+    }
+}
+
 /// Which pod a container belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct PodIdentity {
@@ -43,7 +50,7 @@ pub struct PodIdentity {
 /// Everything that is needed to run a container.
 #[derive(Debug, Clone)]
 pub struct ContainerSpec {
-    /// Its name on this host.
+    /// Its name on this host, unless the runtime has something ready under another.
     pub id: ContainerId,
     /// Its pod.
     pub pod: PodIdentity,

@@ -68,6 +68,10 @@ pub struct MonitorConfig {
     pub memory_cgroup: Option<PathBuf>,
     /// How long the runtime may take to start the container, in milliseconds.
     pub start_timeout_ms: u64,
+    /// Whether no container is known yet. The runtime is then started all the same: the bundle's `config.json` is a fifo, at
+    /// which it waits. Once there is a container, this is written anew without `spare`, and the fifo is fed.
+    #[serde(default)]
+    pub spare: bool,
 }
 
 /// An OCI runtime: any program with the command line of runc.

@@ -1,6 +1,7 @@
 //! The life of one container, from the runtime's start to its removal.
 //!
 //! ```text
+//! Spare --there is a container--> Starting
 //! Starting --runtime ends well--> Running --container ends--> Draining --streams end--> Deleting --runtime ends--> (end)
 //!     |                                                                                     ^
 //!     +--runtime fails or takes too long----------------------------------------------------+
@@ -8,6 +9,9 @@
 //!
 //! `exit.json` is written, and everybody who watches is told, on the way into `Deleting`. The process ends after it, which
 //! closes the socket: whoever sees that knows that the runtime has let go of the container.
+//!
+//! A spare has its runtime wait for a container that is not known yet. Whoever it is kept for stays connected; when nobody is
+//! any more and no container came, both end.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -28,7 +32,7 @@ use crate::console::ConsoleSocket;
 use crate::diagnostics::{Chain, report};
 use crate::log_writer::LogWriter;
 use crate::outputs::{self, Outputs};
-use crate::runtime::{Runtime, Stdios, failure_reason};
+use crate::runtime::{Runtime, Stdios, Survival, failure_reason};
 use crate::server::Server;
 use crate::{clock, memory, sys};
 
@@ -88,6 +92,8 @@ fn take_standard_streams() -> io::Result<(OwnedFd, OwnedFd)> {
 
 #[derive(Debug)]
 enum Phase {
+    /// The runtime waits for a container to be known.
+    Spare { runtime: Pid },
     /// The runtime is at work. Its output is not read yet: until the container runs, it is the runtime's own, which says in
     /// its log what it has to say.
     Starting { runtime: Pid, until: Instant, late: bool },
@@ -149,13 +155,45 @@ impl Monitor {
 
     /// Starts the runtime. Ends in `Starting`, or, if even that fails, in `Deleting` or `Ended`.
     fn start(&mut self) {
+        if !self.config.spare {
+            self.open_log();
+        }
+        match self.start_runtime() {
+            Ok(runtime) if self.config.spare => self.phase = Phase::Spare { runtime },
+            Ok(runtime) => self.phase = self.starting(runtime),
+            Err(err) => {
+                let message = format!("execute {}: {err}", self.config.runtime.path.display());
+                // Without a container there is nobody to whom it could be told.
+                if self.config.spare { report(&message) } else { self.start_failed(message) }
+            }
+        }
+    }
+
+    fn open_log(&mut self) {
         if let Err(err) = self.log.open() {
             report(&format_args!("open log {}: {err}", self.config.log.path.display()));
         }
+    }
+
+    fn starting(&self, runtime: Pid) -> Phase {
         let until = clock::instant() + Duration::from_millis(self.config.start_timeout_ms);
-        match self.start_runtime() {
-            Ok(runtime) => self.phase = Phase::Starting { runtime, until, late: false },
-            Err(err) => self.start_failed(format!("execute {}: {err}", self.config.runtime.path.display())),
+        Phase::Starting { runtime, until, late: false }
+    }
+
+    /// Looks whether there is a container for a spare. The runtime may be done with it already.
+    fn look_for_container(&mut self) {
+        let Phase::Spare { runtime } = self.phase else { return };
+        let config: MonitorConfig = match files::read_json(&self.dir, CONFIG_FILE) {
+            Ok(Some(config)) => config,
+            // The directory of a spare that is not wanted any more may go before us.
+            Ok(None) => return,
+            Err(err) => return report(&Chain(&err)),
+        };
+        if !config.spare {
+            self.log = LogWriter::new(config.log.clone());
+            self.config = config;
+            self.open_log();
+            self.phase = self.starting(runtime);
         }
     }
 
@@ -175,13 +213,15 @@ impl Monitor {
                 *end = Some(writing);
             }
         }
-        self.runtime.run(stdios, self.console.as_ref().map(ConsoleSocket::path))
+        let console = self.console.as_ref().map(ConsoleSocket::path);
+        self.runtime.run(stdios, console, if self.config.spare { Survival::EndsWithUs } else { Survival::GoesOn })
     }
 
     /// Waits for the next event or deadline, and handles it.
     fn turn(&mut self) -> io::Result<()> {
         let ready = self.wait()?;
         let now = clock::now();
+        self.look_for_container();
         if ready.console {
             self.receive_terminal();
         }
@@ -201,8 +241,11 @@ impl Monitor {
 
     fn wait(&self) -> io::Result<Ready> {
         let clients: Vec<BorrowedFd<'_>> = self.server.client_fds().collect();
-        let outputs: Vec<BorrowedFd<'_>> =
-            if matches!(self.phase, Phase::Starting { .. }) { Vec::new() } else { self.outputs.fds().collect() };
+        let outputs: Vec<BorrowedFd<'_>> = if matches!(self.phase, Phase::Spare { .. } | Phase::Starting { .. }) {
+            Vec::new()
+        } else {
+            self.outputs.fds().collect()
+        };
         let (listener, console) = (self.server.listener_fd(), self.console.as_ref().map(AsFd::as_fd));
         let mut fds: Vec<PollFd<'_>> = Vec::with_capacity(3 + clients.len() + outputs.len());
         let single = [Some(self.signals.as_fd()), listener, console];
@@ -227,7 +270,7 @@ impl Monitor {
 
     fn deadline(&self) -> Option<Instant> {
         match &self.phase {
-            Phase::Starting { late: true, .. } | Phase::Running { .. } | Phase::Ended => None,
+            Phase::Spare { .. } | Phase::Starting { late: true, .. } | Phase::Running { .. } | Phase::Ended => None,
             Phase::Starting { until, .. } | Phase::Draining { until, .. } | Phase::Deleting { until, .. } => {
                 Some(*until)
             }
@@ -258,6 +301,8 @@ impl Monitor {
                 let late = *late;
                 self.runtime_ended(status, late, now);
             }
+            // Somebody has ended it, and without it this is of no use.
+            Phase::Spare { runtime } if *runtime == pid => self.phase = Phase::Ended,
             Phase::Starting { .. } if self.early_ends.len() < MAX_EARLY_ENDS => {
                 self.early_ends.push((pid, status, now))
             }
@@ -266,7 +311,8 @@ impl Monitor {
                 self.runtime.mark_removed();
                 self.phase = Phase::Ended;
             }
-            Phase::Starting { .. }
+            Phase::Spare { .. }
+            | Phase::Starting { .. }
             | Phase::Running { .. }
             | Phase::Draining { .. }
             | Phase::Deleting { .. }
@@ -359,6 +405,11 @@ impl Monitor {
     fn check_phase(&mut self) {
         let now = clock::instant();
         match &mut self.phase {
+            Phase::Spare { runtime } if self.server.has_no_clients() => {
+                // It has done nothing yet.
+                let _ = kill_process(*runtime, Signal::KILL);
+                self.phase = Phase::Ended;
+            }
             Phase::Starting { runtime, until, late } if *until <= now && !*late => {
                 *late = true;
                 // Its end arrives as that of any child.
@@ -374,7 +425,8 @@ impl Monitor {
                 let _ = kill_process(*runtime, Signal::KILL);
                 self.phase = Phase::Ended;
             }
-            Phase::Starting { .. }
+            Phase::Spare { .. }
+            | Phase::Starting { .. }
             | Phase::Running { .. }
             | Phase::Draining { .. }
             | Phase::Deleting { .. }

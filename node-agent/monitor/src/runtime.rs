@@ -27,6 +27,15 @@ pub(crate) struct Stdios {
     pub(crate) stderr: Option<OwnedFd>,
 }
 
+/// What becomes of the runtime's process when the monitor is killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Survival {
+    /// It does what it was started for.
+    GoesOn,
+    /// It ends: it waits for something that nobody would tell it any more.
+    EndsWithUs,
+}
+
 fn stdio(fd: &Option<OwnedFd>) -> io::Result<Stdio> {
     fd.as_ref().map_or(Ok(Stdio::null()), |fd| fd.try_clone().map(Stdio::from))
 }
@@ -61,7 +70,7 @@ impl Runtime {
     }
 
     /// Starts the runtime's process that creates and starts the container, and gives its id.
-    pub(crate) fn run(&self, stdios: Stdios, console: Option<&Path>) -> io::Result<Pid> {
+    pub(crate) fn run(&self, stdios: Stdios, console: Option<&Path>, survival: Survival) -> io::Result<Pid> {
         let mut args: Vec<OsString> =
             vec!["run".into(), "--detach".into(), "--pid-file".into(), self.dir.join(PID_FILE).into_os_string()];
         args.extend(["--bundle".into(), self.bundle.clone().into_os_string()]);
@@ -69,12 +78,13 @@ impl Runtime {
             args.extend(["--console-socket".into(), socket.as_os_str().to_owned()]);
         }
         args.push(self.id.clone().into());
-        self.spawn(&args, stdios)
+        self.spawn(&args, stdios, survival)
     }
 
     /// Starts the runtime's process that ends whatever is left in the container and removes it.
     pub(crate) fn delete(&self) -> io::Result<Pid> {
-        self.spawn(&["delete".into(), "--force".into(), self.id.clone().into()], Stdios::default())
+        let args = ["delete".into(), "--force".into(), self.id.clone().into()];
+        self.spawn(&args, Stdios::default(), Survival::GoesOn)
     }
 
     /// Called when the runtime's process that removes the container has ended: leaves a mark if it did. Its exit code does not
@@ -87,28 +97,30 @@ impl Runtime {
         }
     }
 
-    fn spawn(&self, args: &[OsString], stdios: Stdios) -> io::Result<Pid> {
+    fn spawn(&self, args: &[OsString], stdios: Stdios, survival: Survival) -> io::Result<Pid> {
         let sealed = self.sealed.as_ref().map(|fd| PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd())));
+        let file = self.command.path.clone();
         let child = self.in_own_mounts(|| match sealed {
             // A host may forbid to execute what lies in memory only; the file on disk is then as good, only slower.
-            Some(copy) => self.execute(copy, args, &stdios).or_else(|_| self.execute_file(args, &stdios)),
-            None => self.execute_file(args, &stdios),
+            Some(copy) => {
+                self.execute(copy, args, &stdios, survival).or_else(|_| self.execute(file, args, &stdios, survival))
+            }
+            None => self.execute(file, args, &stdios, survival),
         })?;
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
         pid.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the runtime has no process id"))
     }
 
-    fn execute_file(&self, args: &[OsString], stdios: &Stdios) -> io::Result<Child> {
-        self.execute(self.command.path.clone(), args, stdios)
-    }
-
-    fn execute(&self, program: PathBuf, args: &[OsString], stdios: &Stdios) -> io::Result<Child> {
+    fn execute(&self, program: PathBuf, args: &[OsString], stdios: &Stdios, survival: Survival) -> io::Result<Child> {
         let mut command = Command::new(program);
         command.arg0(self.command.path.file_name().unwrap_or(self.command.path.as_os_str()));
         command.arg("--root").arg(&self.command.root);
         command.arg("--log").arg(self.dir.join(RUNTIME_LOG_FILE)).args(["--log-format", "json"]);
         command.args(&self.command.options).args(args);
         command.stdin(stdio(&stdios.stdin)?).stdout(stdio(&stdios.stdout)?).stderr(stdio(&stdios.stderr)?);
+        if survival == Survival::EndsWithUs {
+            sys::end_with_us(&mut command);
+        }
         command.spawn()
     }
 

@@ -42,6 +42,11 @@ impl Server {
         self.clients.iter().map(|client| client.stream.as_fd())
     }
 
+    /// Whether nobody is connected.
+    pub(crate) fn has_no_clients(&self) -> bool {
+        self.clients.is_empty()
+    }
+
     /// Takes the connections that are waiting.
     pub(crate) fn accept(&mut self) {
         let Some(listener) = &self.listener else { return };

@@ -1,10 +1,13 @@
 //! The system calls that have no safe wrapper in our dependencies. Nothing else in this program is unsafe.
-#![expect(unsafe_code, reason = "signalfd and unshare have no safe wrapper")]
+#![expect(unsafe_code, reason = "signalfd, unshare and what a child does before it executes have no safe wrapper")]
 
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
+use rustix::process::{Signal, set_parent_process_death_signal};
 use rustix::thread::UnshareFlags;
 
 /// The signals that the monitor takes from its signal descriptor. All but SIGCHLD are there to be ignored: a container must
@@ -36,4 +39,11 @@ pub(crate) fn signal_fd() -> io::Result<OwnedFd> {
 pub(crate) fn unshare_mounts() -> io::Result<()> {
     // SAFETY: NEWNS does not touch the descriptor table, which is what makes other flags of unshare unsafe.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }.map_err(io::Error::from)
+}
+
+/// Has what `command` starts be killed when this process ends. What that starts itself is not.
+pub(crate) fn end_with_us(command: &mut Command) {
+    let bind = || set_parent_process_death_signal(Some(Signal::KILL)).map_err(io::Error::from);
+    // SAFETY: between fork and exec only a system call is made, which takes no lock and allocates nothing.
+    unsafe { command.pre_exec(bind) };
 }

@@ -4,4 +4,5 @@
 mod bench;
 mod confinement;
 mod lifecycle;
+mod spares;
 mod survival;

@@ -26,8 +26,24 @@ fn socket_address(dir: &File) -> PathBuf {
 /// Starts the monitor of the container in `run_dir`, whose configuration is written. Its socket is bound before it runs, so
 /// that it can be connected to at once. Blocks for as long as it takes to execute a program.
 pub(super) fn start(monitor: &Path, run_dir: &Path, sealed_runtime: Option<&OwnedFd>) -> io::Result<Child> {
+    let socket = UnixListener::bind(socket_address(&File::open(run_dir)?))?;
+    spawn(monitor, run_dir, socket, sealed_runtime)
+}
+
+/// Starts a spare monitor, and gives the connection that keeps it: connected before it runs, so that there is no moment at
+/// which it would outlive us.
+pub(super) fn start_spare(
+    monitor: &Path,
+    run_dir: &Path,
+    sealed_runtime: Option<&OwnedFd>,
+) -> io::Result<(Child, std::os::unix::net::UnixStream)> {
     let dir = File::open(run_dir)?;
     let socket = UnixListener::bind(socket_address(&dir))?;
+    let connection = std::os::unix::net::UnixStream::connect(socket_address(&dir))?;
+    Ok((spawn(monitor, run_dir, socket, sealed_runtime)?, connection))
+}
+
+fn spawn(monitor: &Path, run_dir: &Path, socket: UnixListener, sealed_runtime: Option<&OwnedFd>) -> io::Result<Child> {
     let runtime = match sealed_runtime {
         Some(copy) => Stdio::from(copy.try_clone()?),
         None => Stdio::null(),

@@ -7,6 +7,7 @@
 
 mod find_containers;
 mod host_facts;
+mod spares;
 mod start_container;
 mod watch_container;
 
@@ -21,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::host_facts::HostFacts;
+use self::spares::Spares;
 use self::start_container::filter;
 use super::oci_spec::Seccomp;
 use super::program::Program;
@@ -57,6 +59,8 @@ pub struct OciRuntimeConfig {
     pub log_max_files: u32,
     /// How long the runtime may take to start a container.
     pub start_limit: Duration,
+    /// How many starts are kept ready, where the runtime can wait for a container.
+    pub spare_starts: usize,
 }
 
 /// Runs containers with one OCI runtime. When it is dropped, the containers stay.
@@ -73,6 +77,7 @@ struct Inner {
     /// The filter of a container with the default capabilities, which nearly all have.
     default_filter: (BTreeSet<String>, Seccomp),
     containers: Mutex<HashMap<String, Arc<Entry>>>,
+    spares: Spares,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -125,17 +130,21 @@ impl OciRuntime {
         let default_capabilities =
             capabilities::resolve(&super::SecuritySpec::default(), &facts.capabilities).unwrap_or_default();
         let filter = filter(&program, &default_capabilities)?;
+        let spares = Spares::new(if program.can_wait() { config.spare_starts } else { 0 });
         let inner = Arc::new(Inner {
             config,
             program,
             facts,
             default_filter: (default_capabilities, filter),
             containers: Mutex::new(HashMap::new()),
+            spares,
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         });
         let runtime = Self { inner };
         runtime.adopt().await?;
+        // Not before: whoever adopts removes what has no record.
+        runtime.inner.tasks.spawn(spares::keep(Arc::clone(&runtime.inner)));
         Ok(runtime)
     }
 

@@ -45,6 +45,12 @@ impl Program {
     pub(super) fn takes_compiled_filter(&self) -> bool {
         self.version.starts_with("crun://")
     }
+
+    /// Whether it can be started before there is a container: nothing is done before `config.json` is read, and what is kept
+    /// of that for later is copied from its path afterwards.
+    pub(super) fn can_wait(&self) -> bool {
+        self.version.starts_with("crun://")
+    }
 }
 
 fn locate(name: &Path, search_path: &str) -> io::Result<PathBuf> {

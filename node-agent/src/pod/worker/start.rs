@@ -98,7 +98,7 @@ impl Start {
         let mounts = mounts.map_err(|error| config_error(&error))?;
         let skipped = std::mem::take(&mut environment.skipped);
         let parts = Parts {
-            id: new_id(),
+            id: ContainerId::random(),
             identity: self.identity.clone(),
             attempt: self.attempt,
             image: &self.image,
@@ -115,9 +115,4 @@ impl Start {
 
 pub(super) fn failure(reason: &str, message: String) -> Failure {
     Failure { reason: reason.to_owned(), message }
-}
-
-/// A name for a container: 64 hexadecimal digits.
-fn new_id() -> ContainerId {
-    ContainerId(hex::encode(rand::random::<[u8; 32]>()))
 }

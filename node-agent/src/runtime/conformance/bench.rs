@@ -48,6 +48,7 @@ impl Bench {
         for name in ["run", "root", "shm", "pod"] {
             fs::create_dir(bench.path(name)).unwrap();
         }
+        namespace::mount_run_folder(&bench.path("run")).unwrap();
         make_image(&bench.path("image"));
         namespace::create_pinned(&bench.path("pod"), || namespace::set_names("test-host", "")).unwrap();
         bench
@@ -58,6 +59,11 @@ impl Bench {
     }
 
     pub(super) async fn open(&self) -> OciRuntime {
+        self.open_with_spares(0).await
+    }
+
+    /// With so many starts kept ready.
+    pub(super) async fn open_with_spares(&self, spare_starts: usize) -> OciRuntime {
         let config = OciRuntimeConfig {
             run_dir: self.path("run"),
             root_dir: self.path("root"),
@@ -68,6 +74,7 @@ impl Bench {
             log_max_size: 64 * 1024,
             log_max_files: 3,
             start_limit: Duration::from_secs(20),
+            spare_starts,
         };
         OciRuntime::open(config).await.unwrap()
     }
@@ -169,6 +176,7 @@ impl Bench {
             hidden_mounts: Vec::new(),
             memory_cgroup: None,
             start_timeout_ms: 1000,
+            spare: false,
         }
     }
 
@@ -207,6 +215,7 @@ impl Drop for Bench {
             namespace::unpin(&self.path("pod").join(kind.file_name())).unwrap();
         }
         self.cgroups.remove_if_empty(&self.cgroup_parent());
+        namespace::unmount(&self.path("run")).unwrap();
     }
 }
 

@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use larder_monitor::files::{self, CONFIG_FILE};
 use larder_monitor::{LogConfig, MonitorConfig, RuntimeCommand};
 use tokio::time::Instant;
 
+use super::spares::Taken;
 use super::{Entry, Inner};
 use crate::host::cgroup;
 use crate::runtime::oci_spec::{Seccomp, SpecError, Surroundings, describe};
@@ -28,52 +29,66 @@ impl Inner {
         spec: &ContainerSpec,
         annotations: BTreeMap<String, String>,
     ) -> Result<Container, RuntimeError> {
-        let id = &spec.id.0;
-        if !is_usable_id(id) {
+        let mut spare = self.take_spare(spec);
+        let id = spare.as_ref().map_or(&spec.id.0, Taken::id).clone();
+        if !is_usable_id(&id) {
             let message = format!("container id {id:?} has other characters than letters, digits, - and _");
             return Err(RuntimeError::InvalidSpec { reason: "CreateContainerError", message });
         }
-        let dirs = self.dirs(id);
-        let mut record = self.record(spec, annotations);
+        let dirs = self.dirs(&id);
+        let mut record = self.record(&id, spec, annotations);
         let failed = |action, path: &Path| {
             let path = path.to_owned();
             move |source| RuntimeError::Io { action, path, source }
         };
-        for folder in [self.containers_run_dir(), self.containers_disk_dir()] {
-            // What is in there is the containers' alone: their environment, and what they write.
-            let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder);
-            made.map_err(failed("create", &folder))?;
+        if spare.is_none() {
+            self.make_folder(&dirs).map_err(failed("create", &dirs.run))?;
         }
-        fs::create_dir(&dirs.run).map_err(failed("create", &dirs.run))?;
         let begun = Instant::now();
         let prepared = self.prepare(spec, &record, &dirs).and_then(|user| {
             record.user = Some(user.into());
             write(&dirs.run, RECORD_FILE, &record)
         });
         let after = begun.elapsed();
-        let started = prepared.and_then(|()| {
-            monitor_client::start(&self.config.monitor, &dirs.run, self.program.sealed.as_ref())
-                .map_err(failed("start monitor", &self.config.monitor))
-        });
-        tracing::debug!(container = id, prepared = ?after, monitor = ?begun.elapsed().saturating_sub(after), "start");
-        match started {
+        let begin = |()| match &mut spare {
+            Some(spare) => spare.feed(&dirs, &spec.log_path).map(|()| None).map_err(failed("feed", &dirs.run)),
+            None => monitor_client::start(&self.config.monitor, &dirs.run, self.program.sealed.as_ref())
+                .map(Some)
+                .map_err(failed("start monitor", &self.config.monitor)),
+        };
+        let begun_with = prepared.and_then(begin);
+        let (is_spare, monitor) = (spare.is_some(), begun.elapsed().saturating_sub(after));
+        tracing::debug!(container = id, is_spare, prepared = ?after, ?monitor, "start");
+        match begun_with {
             Ok(monitor) => {
                 let entry = Entry::new(record, dirs);
-                self.look_after(&entry, Some(monitor));
+                self.look_after(&entry, monitor.or_else(|| spare.map(Taken::begin)));
                 Ok(entry.container.clone())
             }
             Err(err) => {
-                // The first error is the one to tell. What cannot be removed now is found at the next start of the agent.
-                drop(rootfs::remove(&dirs));
+                match spare {
+                    Some(spare) => self.put_away(spare),
+                    // The first error is the one to tell. What cannot be removed now is found at the next start of the agent.
+                    None => drop(rootfs::remove(&dirs)),
+                }
                 Err(err)
             }
         }
     }
 
-    fn record(&self, spec: &ContainerSpec, annotations: BTreeMap<String, String>) -> Record {
+    /// Makes the directory of a container.
+    pub(super) fn make_folder(&self, dirs: &ContainerDirs) -> io::Result<()> {
+        for folder in [self.containers_run_dir(), self.containers_disk_dir()] {
+            // What is in there is the containers' alone: their environment, and what they write.
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
+        }
+        fs::create_dir(&dirs.run)
+    }
+
+    fn record(&self, id: &str, spec: &ContainerSpec, annotations: BTreeMap<String, String>) -> Record {
         let image = spec.image.config().as_ref();
         Record {
-            id: spec.id.0.clone(),
+            id: id.to_owned(),
             pod_uid: spec.pod.uid.clone(),
             pod_namespace: spec.pod.namespace.clone(),
             pod_name: spec.pod.name.clone(),
@@ -82,7 +97,7 @@ impl Inner {
             annotations,
             user: None,
             stop_signal: exit::stop_signal(image.and_then(|config| config.stop_signal().as_deref())),
-            cgroup: cgroup::container_path(&self.config.cgroup_parent, &spec.pod.uid, &spec.id.0),
+            cgroup: cgroup::container_path(&self.config.cgroup_parent, &spec.pod.uid, id),
             log_path: spec.log_path.clone(),
         }
     }
@@ -117,7 +132,14 @@ impl Inner {
         if let Some(folder) = spec.log_path.parent() {
             fs::create_dir_all(folder).map_err(failed("create", folder))?;
         }
-        write(&dirs.run, CONFIG_FILE, &self.monitor_config(spec, record, dirs))?;
+        let config = MonitorConfig {
+            terminal: spec.tty,
+            stdin: spec.stdin,
+            memory_cgroup: self.facts.cgroups.dir("memory", &record.cgroup),
+            spare: false,
+            ..self.monitor_config(&record.id, dirs, record.log_path.clone())
+        };
+        write(&dirs.run, CONFIG_FILE, &config)?;
         Ok(user)
     }
 
@@ -130,9 +152,10 @@ impl Inner {
         if capabilities == *default { Ok(default_filter.clone()) } else { filter(&self.program, &capabilities) }
     }
 
-    fn monitor_config(&self, spec: &ContainerSpec, record: &Record, dirs: &ContainerDirs) -> MonitorConfig {
+    /// The configuration of the monitor of a container that is not known yet.
+    pub(super) fn monitor_config(&self, id: &str, dirs: &ContainerDirs, log_path: PathBuf) -> MonitorConfig {
         MonitorConfig {
-            id: record.id.clone(),
+            id: id.to_owned(),
             bundle: dirs.run.clone(),
             runtime: RuntimeCommand {
                 path: self.program.path.clone(),
@@ -140,15 +163,16 @@ impl Inner {
                 options: Vec::new(),
             },
             log: LogConfig {
-                path: record.log_path.clone(),
+                path: log_path,
                 max_size: self.config.log_max_size,
                 max_files: self.config.log_max_files.max(1),
             },
-            terminal: spec.tty,
-            stdin: spec.stdin,
+            terminal: false,
+            stdin: false,
             hidden_mounts: self.facts.cgroups.hidden_mounts(),
-            memory_cgroup: self.facts.cgroups.dir("memory", &record.cgroup),
+            memory_cgroup: None,
             start_timeout_ms: u64::try_from(self.config.start_limit.as_millis()).unwrap_or(u64::MAX),
+            spare: true,
         }
     }
 }

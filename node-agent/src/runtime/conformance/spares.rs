@@ -1,0 +1,192 @@
+//! Starts that are kept ready: containers get them, and none is left when it is not wanted any more.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use super::bench::{Bench, eventually, exited, is_alive, running};
+use crate::runtime::oci::OciRuntime;
+use crate::runtime::record::RECORD_FILE;
+use crate::runtime::{BindMount, ContainerSpec, Runtime, RuntimeError, Signal};
+
+/// A spare of the host: its container's name, and the processes of its monitor and its runtime.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Spare {
+    id: String,
+    monitor: i32,
+    runtime: i32,
+}
+
+/// The spares whose runtime has come to the fifo.
+fn waiting(bench: &Bench) -> Vec<Spare> {
+    let mut found: Vec<Spare> = folders(bench)
+        .into_iter()
+        .filter_map(|id| {
+            let folder = bench.run_dir(&id);
+            let monitor = process_of(&["larder-monitor", "run", folder.to_str()?])?;
+            let runtime = process_of(&["crun", "--bundle", folder.to_str()?])?;
+            // The kernel's function in which whoever opens a fifo waits for the other end.
+            let place = fs::read_to_string(format!("/proc/{runtime}/wchan")).unwrap_or_default();
+            (place == "wait_for_partner").then_some(Spare { id, monitor, runtime })
+        })
+        .collect();
+    found.sort();
+    found
+}
+
+/// The directories of what has no record.
+fn folders(bench: &Bench) -> Vec<String> {
+    let all = fs::read_dir(bench.path("run/containers")).into_iter().flatten().flatten();
+    let names = all.filter(|entry| !entry.path().join(RECORD_FILE).exists());
+    names.map(|entry| entry.file_name().into_string().unwrap()).collect()
+}
+
+/// The process whose command line has all of these words, the first at the end of its first.
+fn process_of(words: &[&str]) -> Option<i32> {
+    let (program, others) = words.split_first()?;
+    fs::read_dir("/proc").unwrap().flatten().find_map(|entry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        let line = fs::read_to_string(entry.path().join("cmdline")).ok()?;
+        let all: Vec<&str> = line.split('\0').collect();
+        (all.first()?.ends_with(program) && others.iter().all(|word| all.contains(word))).then_some(pid)
+    })
+}
+
+async fn until_ready(bench: &Bench, runtime: &OciRuntime, count: usize) -> Vec<Spare> {
+    eventually("the spares are ready", || runtime.spare_count() == count && waiting(bench).len() == count).await;
+    waiting(bench)
+}
+
+/// Nothing of these is left.
+async fn until_gone(bench: &Bench, spares: &[Spare]) {
+    let is_left =
+        |spare: &Spare| is_alive(spare.monitor) || is_alive(spare.runtime) || bench.run_dir(&spare.id).exists();
+    eventually("the spares are gone", || !spares.iter().any(is_left)).await;
+}
+
+fn kill(pid: i32) {
+    rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), rustix::process::Signal::KILL).unwrap();
+}
+
+#[tokio::test]
+async fn a_container_is_started_by_a_spare_and_is_like_any_other() {
+    let bench = Bench::new("crun");
+    let runtime = bench.open_with_spares(2).await;
+    let spares = until_ready(&bench, &runtime, 2).await;
+    let script = "trap 'echo bye; exit 9' TERM; echo out; echo err >&2; while :; do sleep 0.1; done";
+    let spec = bench.shell("c1", script);
+    let container = runtime.start(spec, BTreeMap::new()).await.unwrap();
+    let spare = spares.iter().find(|spare| spare.id == container.id.0).expect("it has the name of a spare");
+    running(&container).await;
+    assert_eq!(bench.monitor_state(&spare.id).monitor_pid, spare.monitor, "the same monitor");
+    eventually("its log", || bench.log("c1").len() == 2).await;
+    assert_eq!(bench.lines("c1"), ["out"]);
+    // Another takes its place.
+    let again = until_ready(&bench, &runtime, 2).await;
+    assert!(!again.contains(spare));
+
+    // It lives on without us, and the spares do not.
+    runtime.close().await;
+    drop(runtime);
+    assert!(waiting(&bench).is_empty() && folders(&bench).is_empty(), "closed, and nothing is left");
+    until_gone(&bench, &again).await;
+    let runtime = bench.open_with_spares(0).await;
+    let adopted = runtime.list().await.unwrap().remove(0);
+    assert_eq!(adopted.id, container.id);
+    runtime.signal(&adopted.id, Signal::Stop).await.unwrap();
+    assert_eq!(exited(&adopted).await.exit_code, 9);
+    assert_eq!(bench.lines("c1"), ["out", "bye"]);
+    runtime.remove(&adopted.id).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_spare_that_was_killed_is_not_missed() {
+    let bench = Bench::new("crun");
+    let runtime = bench.open_with_spares(2).await;
+    let spares = until_ready(&bench, &runtime, 2).await;
+    // With its monitor goes the runtime; without its runtime goes the monitor.
+    kill(spares[0].monitor);
+    kill(spares[1].runtime);
+    eventually("all of them end", || !spares.iter().any(|spare| is_alive(spare.monitor) || is_alive(spare.runtime)))
+        .await;
+    let container = runtime.start(bench.shell("c1", "exit 5"), BTreeMap::new()).await.unwrap();
+    assert_eq!(container.id.0, "c1", "there is no spare");
+    assert_eq!(exited(&container).await.exit_code, 5);
+    runtime.remove(&container.id).await.unwrap();
+    until_gone(&bench, &spares).await;
+    until_ready(&bench, &runtime, 2).await;
+    runtime.close().await;
+}
+
+/// As when the agent is killed: nobody says good-bye.
+#[tokio::test]
+async fn a_spare_ends_with_its_connection() {
+    let bench = Bench::new("crun");
+    let runtime = bench.open_with_spares(2).await;
+    let spares = until_ready(&bench, &runtime, 2).await;
+    runtime.lose_spares();
+    eventually("all of them end", || !spares.iter().any(|spare| is_alive(spare.monitor) || is_alive(spare.runtime)))
+        .await;
+    runtime.close().await;
+    drop(runtime);
+    assert_eq!(folders(&bench).len(), 2);
+    let runtime = bench.open().await;
+    assert!(folders(&bench).is_empty(), "swept at the next start");
+    assert!(runtime.list().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn what_cannot_be_put_together_leaves_nothing_of_its_spare() {
+    let bench = Bench::new("crun");
+    let runtime = bench.open_with_spares(1).await;
+    let spares = until_ready(&bench, &runtime, 1).await;
+    let mut spec = bench.shell("c1", "exit 0");
+    spec.security.run_as_non_root = true;
+    let refused = runtime.start(spec, BTreeMap::new()).await;
+    assert!(matches!(refused, Err(RuntimeError::InvalidSpec { .. })), "{refused:?}");
+    until_gone(&bench, &spares).await;
+    // What the runtime itself refuses is told as ever.
+    let spares = until_ready(&bench, &runtime, 1).await;
+    let spec = ContainerSpec { command: vec!["/bin/nope".into()], ..bench.shell("c2", "") };
+    let container = runtime.start(spec, BTreeMap::new()).await.unwrap();
+    assert_eq!(container.id.0, spares[0].id);
+    let exit = exited(&container).await;
+    assert_eq!((exit.exit_code, exit.reason.as_str()), (128, "StartError"));
+    assert!(exit.message.contains("nope"), "{}", exit.message);
+    runtime.remove(&container.id).await.unwrap();
+    until_gone(&bench, &spares).await;
+    runtime.close().await;
+}
+
+/// A spare has no terminal and no open standard input, and, on a host with two kinds of cgroups, mounts of its own.
+#[tokio::test]
+async fn who_needs_what_a_spare_has_not_starts_without() {
+    let bench = Bench::new("crun");
+    let runtime = bench.open_with_spares(1).await;
+    let spares = until_ready(&bench, &runtime, 1).await;
+    let shell = |id: &str| bench.shell(id, "exit 3");
+    let elsewhere = tempfile::tempdir().unwrap();
+    let mount = |source: &Path| BindMount { source: source.to_owned(), destination: "/mnt".into(), read_only: false };
+    let mut all = vec![ContainerSpec { tty: true, ..shell("tty") }, ContainerSpec { stdin: true, ..shell("stdin") }];
+    if !bench.cgroups.hidden_mounts().is_empty() {
+        all.push(ContainerSpec { mounts: vec![mount(elsewhere.path())], ..shell("mount") });
+    }
+    for spec in all {
+        let id = spec.id.clone();
+        let container = runtime.start(spec, BTreeMap::new()).await.unwrap();
+        assert_eq!(container.id, id);
+        assert_eq!(exited(&container).await.exit_code, 3, "{id:?}");
+        runtime.remove(&id).await.unwrap();
+    }
+    assert_eq!(waiting(&bench), spares);
+    let inside = bench.path("root/volume");
+    fs::create_dir(&inside).unwrap();
+    let script = "[ -d /mnt ] && touch /mnt/file && exit 4";
+    let spec = ContainerSpec { mounts: vec![mount(&inside)], ..bench.shell("ours", script) };
+    let container = runtime.start(spec, BTreeMap::new()).await.unwrap();
+    assert_eq!(container.id.0, spares[0].id);
+    assert_eq!(exited(&container).await.exit_code, 4);
+    assert!(inside.join("file").exists());
+    runtime.remove(&container.id).await.unwrap();
+    runtime.close().await;
+}
