@@ -2,8 +2,9 @@
 //!
 //! | file | written by | when |
 //! |---|---|---|
-//! | `monitor.json` | agent | before the monitor starts |
+//! | `monitor.json` | agent | before the monitor starts; of a spare once more, when there is a container |
 //! | `monitor.sock` | agent binds it, the monitor answers on it | the same |
+//! | `fed` | agent | of a spare: once the runtime has been given all of the specification |
 //! | `runtime.log` | OCI runtime | when it has something to complain about |
 //! | `pid` | OCI runtime | once the container's first process is there |
 //! | `state.json` | monitor | once the container runs |
@@ -22,6 +23,8 @@ use serde::{Deserialize, Serialize};
 
 /// Name of the file with the [`MonitorConfig`].
 pub const CONFIG_FILE: &str = "monitor.json";
+/// An empty file that says that the runtime of a spare has been given the whole specification of its container.
+pub const FED_FILE: &str = "fed";
 /// Name of the socket on which the monitor answers.
 pub const SOCKET_FILE: &str = "monitor.sock";
 /// Name of the file with the [`ContainerState`].

@@ -4,6 +4,8 @@
 //! `larder-monitor run DIR` is started by the agent with a listening socket as standard input and, if the agent could make
 //! one, a sealed copy of the runtime's program as standard output. `larder-monitor collect DIR` cleans up after a monitor that
 //! was killed: it ends the container, records that nobody knows how it ended, and removes it from the runtime.
+//! `larder-monitor spare DIR` is `run` for a container that is not known yet; a verb of its own, so that a monitor of a version
+//! before it refuses it.
 //!
 //! It has one thread, waits in one `poll`, and never looks at a clock to find out whether something happened. It knows
 //! nothing of pods, images or Kubernetes.
@@ -29,10 +31,10 @@ fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1);
     let (verb, dir, rest) = (args.next(), args.next().map(PathBuf::from), args.next());
     let result = match (verb.as_ref().and_then(|verb| verb.to_str()), dir, rest) {
-        (Some("run"), Some(dir), None) => monitor::run(&dir),
+        (Some("run" | "spare"), Some(dir), None) => monitor::run(&dir),
         (Some("collect"), Some(dir), None) => collect::collect(&dir),
         _ => {
-            report(&"usage: larder-monitor run|collect DIR (the agent starts it; it is not meant to be typed)");
+            report(&"usage: larder-monitor run|spare|collect DIR (the agent starts it; it is not meant to be typed)");
             return ExitCode::from(2);
         }
     };

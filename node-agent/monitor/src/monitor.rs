@@ -20,7 +20,8 @@ use std::time::{Duration, Instant};
 
 use larder_monitor::cri_log::Stream;
 use larder_monitor::files::{
-    self, CONFIG_FILE, EXIT_FILE, PID_FILE, RUNTIME_LOG_FILE, START_ERROR_EXIT_CODE, STATE_FILE, process_start_time,
+    self, CONFIG_FILE, EXIT_FILE, FED_FILE, PID_FILE, RUNTIME_LOG_FILE, START_ERROR_EXIT_CODE, STATE_FILE,
+    process_start_time,
 };
 use larder_monitor::wire::Event;
 use larder_monitor::{ContainerState, Exit, FileError, MonitorConfig, StartError, UnixNanos};
@@ -62,7 +63,7 @@ pub(crate) enum MonitorError {
     System { what: &'static str, source: io::Error },
 }
 
-/// Starts the container that `dir` describes, and looks after it until it is gone.
+/// Starts the container that `dir` describes, now or when it comes to be known, and looks after it until it is gone.
 pub(crate) fn run(dir: &Path) -> Result<(), MonitorError> {
     let system = |what| move |source| MonitorError::System { what, source };
     let signals = sys::signal_fd().map_err(system("block signals"))?;
@@ -120,6 +121,8 @@ struct Monitor {
     /// The other end of an open standard input. Nothing is written to it yet; it only must not close.
     stdin: Option<OwnedFd>,
     phase: Phase,
+    /// Whether the runtime was started before the container was known.
+    was_spare: bool,
     early_ends: Vec<(Pid, WaitStatus, UnixNanos)>,
     /// What a new watcher is told.
     known: Vec<Event>,
@@ -147,13 +150,14 @@ impl Monitor {
             log: LogWriter::new(config.log.clone()),
             stdin: None,
             phase: Phase::Ended,
+            was_spare: config.spare,
             early_ends: Vec::new(),
             known: vec![Event::Starting],
             config,
         }
     }
 
-    /// Starts the runtime. Ends in `Starting`, or, if even that fails, in `Deleting` or `Ended`.
+    /// Starts the runtime. Ends in `Starting` or `Spare`, or, if even that fails, in `Deleting` or `Ended`.
     fn start(&mut self) {
         if !self.config.spare {
             self.open_log();
@@ -192,7 +196,6 @@ impl Monitor {
         if !config.spare {
             self.log = LogWriter::new(config.log.clone());
             self.config = config;
-            self.open_log();
             self.phase = self.starting(runtime);
         }
     }
@@ -296,6 +299,8 @@ impl Monitor {
     }
 
     fn child_ended(&mut self, pid: Pid, status: WaitStatus, now: UnixNanos) {
+        // It may have had a container since this turn began.
+        self.look_for_container();
         match &self.phase {
             Phase::Starting { runtime, late, .. } if *runtime == pid => {
                 let late = *late;
@@ -325,6 +330,14 @@ impl Monitor {
         if late {
             let limit = Duration::from_millis(self.config.start_timeout_ms);
             return self.start_failed(format!("the runtime did not start the container within {limit:?}"));
+        }
+        if self.was_spare && !status.exit_status().is_some_and(|code| code == 0) && !self.dir.join(FED_FILE).exists() {
+            // Whoever was about to tell it what to start is gone, and starts it anew.
+            self.phase = Phase::Ended;
+            return;
+        }
+        if self.was_spare {
+            self.open_log();
         }
         let log = || std::fs::read_to_string(self.dir.join(RUNTIME_LOG_FILE)).unwrap_or_default();
         match status.exit_status() {

@@ -7,7 +7,7 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use rustix::process::{Signal, set_parent_process_death_signal};
+use rustix::process::{Signal, getpid, getppid, set_parent_process_death_signal};
 use rustix::thread::UnshareFlags;
 
 /// The signals that the monitor takes from its signal descriptor. All but SIGCHLD are there to be ignored: a container must
@@ -43,7 +43,12 @@ pub(crate) fn unshare_mounts() -> io::Result<()> {
 
 /// Has what `command` starts be killed when this process ends. What that starts itself is not.
 pub(crate) fn end_with_us(command: &mut Command) {
-    let bind = || set_parent_process_death_signal(Some(Signal::KILL)).map_err(io::Error::from);
-    // SAFETY: between fork and exec only a system call is made, which takes no lock and allocates nothing.
+    let us = getpid();
+    let bind = move || {
+        set_parent_process_death_signal(Some(Signal::KILL))?;
+        // Where we ended before that, nobody would be told.
+        if getppid() == Some(us) { Ok(()) } else { Err(io::ErrorKind::NotConnected.into()) }
+    };
+    // SAFETY: between fork and exec only system calls are made, which take no lock, and an error of this kind allocates nothing.
     unsafe { command.pre_exec(bind) };
 }

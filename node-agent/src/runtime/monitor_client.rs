@@ -27,7 +27,7 @@ fn socket_address(dir: &File) -> PathBuf {
 /// that it can be connected to at once. Blocks for as long as it takes to execute a program.
 pub(super) fn start(monitor: &Path, run_dir: &Path, sealed_runtime: Option<&OwnedFd>) -> io::Result<Child> {
     let socket = UnixListener::bind(socket_address(&File::open(run_dir)?))?;
-    spawn(monitor, run_dir, socket, sealed_runtime)
+    spawn(monitor, "run", run_dir, socket, sealed_runtime)
 }
 
 /// Starts a spare monitor, and gives the connection that keeps it: connected before it runs, so that there is no moment at
@@ -40,15 +40,21 @@ pub(super) fn start_spare(
     let dir = File::open(run_dir)?;
     let socket = UnixListener::bind(socket_address(&dir))?;
     let connection = std::os::unix::net::UnixStream::connect(socket_address(&dir))?;
-    Ok((spawn(monitor, run_dir, socket, sealed_runtime)?, connection))
+    Ok((spawn(monitor, "spare", run_dir, socket, sealed_runtime)?, connection))
 }
 
-fn spawn(monitor: &Path, run_dir: &Path, socket: UnixListener, sealed_runtime: Option<&OwnedFd>) -> io::Result<Child> {
+fn spawn(
+    monitor: &Path,
+    verb: &str,
+    run_dir: &Path,
+    socket: UnixListener,
+    sealed_runtime: Option<&OwnedFd>,
+) -> io::Result<Child> {
     let runtime = match sealed_runtime {
         Some(copy) => Stdio::from(copy.try_clone()?),
         None => Stdio::null(),
     };
-    let mut command = command(monitor, "run", run_dir)?;
+    let mut command = command(monitor, verb, run_dir)?;
     command.stdin(Stdio::from(OwnedFd::from(socket))).stdout(runtime).spawn()
 }
 

@@ -11,7 +11,7 @@ use super::{ContainerId, PodIdentity};
 /// Name of the file with the [`Record`] in a container's run directory. A directory without it is of no container.
 pub(super) const RECORD_FILE: &str = "container.json";
 
-/// What is written down about a container before its monitor is started. Fields are only ever added, with a default.
+/// What is written down about a container before its runtime can start it. Fields are only ever added, with a default.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Record {
     pub(super) id: String,

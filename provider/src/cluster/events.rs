@@ -24,7 +24,7 @@ use crate::parts::{PartError, Parts};
 /// How many events are written at once; those of one object are written one after the other.
 const LANES: usize = 4;
 /// How many events wait in a lane before new ones are dropped.
-const WAITING: usize = 1024;
+const WAITING: usize = 4096;
 /// How long an event waits before it is written. Seven tell of a start, and each costs the API server and its store as much
 /// as the pod's own status does: on a small host they would take the time that the start needs. It carries the time at which
 /// it happened, and a cached pod is Ready well within this.

@@ -32,11 +32,13 @@ impl Holds {
     /// Begins a hold, which counts for so long at most.
     pub(super) fn begin(&self, at_most: Duration) -> Hold {
         let (mut number, now) = (0, Instant::now());
-        self.all.send_modify(|all| {
+        self.all.send_if_modified(|all| {
             number = all.next_number;
             all.next_number = number.wrapping_add(1);
             all.until.retain(|_, until| *until > now);
             all.until.insert(number, now + at_most);
+            // Whoever waits need not know: a thousand pods wait while a thousand start.
+            false
         });
         Hold { number, of: self.clone() }
     }
@@ -51,12 +53,13 @@ impl Holds {
     pub(super) async fn quiet(&self, at_most: Instant) {
         let mut all = self.all.subscribe();
         loop {
-            let Some(last) = all.borrow_and_update().until.values().copied().max() else { return };
-            let until = last.min(at_most);
+            let now = Instant::now();
+            let last = all.borrow_and_update().until.values().copied().max();
+            let Some(until) = last.map(|last| last.min(at_most)).filter(|until| *until > now) else { return };
             tokio::select! {
                 // The sender is ours, so there is always somebody who could change it.
                 _ = all.changed() => {}
-                () = tokio::time::sleep_until(until) => return,
+                () = tokio::time::sleep_until(until) => {}
             }
         }
     }
@@ -64,8 +67,9 @@ impl Holds {
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        self.of.all.send_modify(|all| {
+        self.of.all.send_if_modified(|all| {
             all.until.remove(&self.number);
+            all.until.is_empty()
         });
     }
 }

@@ -166,7 +166,8 @@ fn over(plan: &mut Plan, agent: AgentView, done: &Done) -> Option<Action> {
         AgentView::Unlisted => None,
         // Somebody else has declared the pod failed.
         AgentView::Present { over: false } => plan.stop(None, done).or_else(|| plan.status(done)),
-        AgentView::Present { over: true } | AgentView::Gone => plan.status(done),
+        // One that ran for a moment has its marks yet to come.
+        AgentView::Present { over: true } | AgentView::Gone => plan.status(done).or_else(|| plan.annotate(done)),
         AgentView::Absent => None,
     }
 }

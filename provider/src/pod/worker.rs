@@ -188,12 +188,16 @@ impl Worker {
             if !self.starts(patch.is_some()) {
                 self.hold = None;
             }
-            let action = next_action(self.api_view(), self.agent_view(), &self.done(patch.is_some()), self.moment());
+            let marks_wait = self.marks_wait_until();
+            let done = self.done(patch.is_some(), marks_wait);
+            let action = next_action(self.api_view(), self.agent_view(), &done, self.moment());
             tracing::debug!(?action, api = ?self.api_view(), agent = ?self.agent_view(), "next");
             match action {
                 Action::Forget => return,
                 Action::Rest { until } => {
-                    let (choice, quiet) = (self.until_choice(), self.until_quiet());
+                    // What is held back for it is let go of when it has taken too long.
+                    let until = until.into_iter().chain(self.in_sight.filter(|_| self.hold.is_some())).min();
+                    let (choice, quiet) = (self.until_choice(), self.until_quiet(marks_wait));
                     // All of these only wait for something that stays true until it is read.
                     tokio::select! {
                         () = choice => self.blocked.hand_over = None,
@@ -231,8 +235,8 @@ impl Worker {
     }
 
     /// Ends when what is to be written on the pod is in no start's way; never for a pod on which nothing waits for that.
-    fn until_quiet(&self) -> impl Future<Output = ()> + use<> {
-        let by = self.marks_wait_until().filter(|_| self.marks_missing());
+    fn until_quiet(&self, marks_wait: Option<Moment>) -> impl Future<Output = ()> + use<> {
+        let by = marks_wait.filter(|_| self.marks_missing());
         let (by, events) = (by.map(|by| self.began + by), self.means.events.clone());
         async move {
             match by {
@@ -317,7 +321,7 @@ impl Worker {
         }
     }
 
-    fn done(&mut self, status_differs: bool) -> Done {
+    fn done(&mut self, status_differs: bool, marks_wait: Option<Moment>) -> Done {
         let mut blocked = self.blocked;
         if self.agent == AgentInput::Absent {
             blocked.hand_over = blocked.hand_over.max(self.awaited);
@@ -326,7 +330,7 @@ impl Worker {
             blocked.write_status = blocked.write_status.max(self.in_sight);
             blocked.annotate = blocked.annotate.max(self.in_sight);
         }
-        blocked.annotate = blocked.annotate.max(self.marks_wait_until());
+        blocked.annotate = blocked.annotate.max(marks_wait);
         Done {
             content: self.content_state(),
             stop: self.stop,

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use larder_monitor::files::FED_FILE;
+
 use super::bench::{Bench, eventually, exited, is_alive, running};
 use crate::runtime::oci::OciRuntime;
 use crate::runtime::record::RECORD_FILE;
@@ -23,7 +25,7 @@ fn waiting(bench: &Bench) -> Vec<Spare> {
         .into_iter()
         .filter_map(|id| {
             let folder = bench.run_dir(&id);
-            let monitor = process_of(&["larder-monitor", "run", folder.to_str()?])?;
+            let monitor = process_of(&["larder-monitor", "spare", folder.to_str()?])?;
             let runtime = process_of(&["crun", "--bundle", folder.to_str()?])?;
             // The kernel's function in which whoever opens a fifo waits for the other end.
             let place = fs::read_to_string(format!("/proc/{runtime}/wchan")).unwrap_or_default();
@@ -156,6 +158,43 @@ async fn what_cannot_be_put_together_leaves_nothing_of_its_spare() {
     runtime.remove(&container.id).await.unwrap();
     until_gone(&bench, &spares).await;
     runtime.close().await;
+}
+
+/// What goes wrong while the runtime is given its specification starts nothing, and the container starts without.
+#[tokio::test]
+async fn a_spare_that_is_lost_in_the_middle_is_done_without() {
+    let bench = Bench::new("crun");
+    let runtime = bench.open_with_spares(1).await;
+    let spares = until_ready(&bench, &runtime, 1).await;
+    // It cannot be put down that it was given all.
+    fs::create_dir(bench.run_dir(&spares[0].id).join(FED_FILE)).unwrap();
+    let script = "echo x >> /mnt/starts; exit 6";
+    let mount = BindMount { source: bench.path("root"), destination: "/mnt".into(), read_only: false };
+    let spec = ContainerSpec { mounts: vec![mount], ..bench.shell("c1", script) };
+    let container = runtime.start(spec, BTreeMap::new()).await.unwrap();
+    assert_eq!(container.id.0, "c1");
+    assert_eq!(exited(&container).await.exit_code, 6);
+    runtime.remove(&container.id).await.unwrap();
+    until_gone(&bench, &spares).await;
+    assert_eq!(fs::read_to_string(bench.path("root/starts")).unwrap(), "x\n", "it ran once");
+    runtime.close().await;
+}
+
+/// The agent is killed when all of a container is there but what the runtime has been given.
+#[tokio::test]
+async fn a_container_whose_spare_was_not_fed_is_as_if_it_had_not_been() {
+    let bench = Bench::new("crun");
+    let runtime = bench.open_with_spares(1).await;
+    let spares = until_ready(&bench, &runtime, 1).await;
+    runtime.break_off(&bench.shell("c1", "exit 5"));
+    assert!(bench.run_dir(&spares[0].id).join(RECORD_FILE).exists());
+    eventually("the monitor ends", || !is_alive(spares[0].monitor) && !is_alive(spares[0].runtime)).await;
+    runtime.close().await;
+    drop(runtime);
+    let runtime = bench.open().await;
+    assert!(runtime.list().await.unwrap().is_empty(), "nothing of it ran, so there is no end to tell");
+    assert!(!bench.run_dir(&spares[0].id).exists());
+    assert_eq!(bench.run(&runtime, bench.shell("c1", "exit 5")).await.exit_code, 5);
 }
 
 /// A spare has no terminal and no open standard input, and, on a host with two kinds of cgroups, mounts of its own.

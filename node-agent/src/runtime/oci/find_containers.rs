@@ -45,7 +45,7 @@ impl Inner {
 
 /// Whether the agent died before the container's monitor was at work, so that nothing of it can ever have run. The monitor
 /// opens the log before it starts the runtime, and holds the socket for as long as it lives; the other files are the traces
-/// of a container whose log somebody took away.
+/// of a container whose log somebody took away, and of one that a spare's runtime started: that leaves `pid` before it does.
 fn never_started(dirs: &ContainerDirs, record: &Record) -> bool {
     // Asked first: a monitor that is gone leaves no further trace.
     if monitor_client::is_at_work(&dirs.run) {

@@ -9,15 +9,15 @@
 //! and is removed at the next start as anything half made is.
 
 use std::collections::VecDeque;
-use std::fs::File;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use larder_monitor::files::{self, CONFIG_FILE};
+use larder_monitor::files::{self, CONFIG_FILE, FED_FILE};
 use rustix::fs::{CWD, Mode, OFlags, mkfifoat};
 use tokio::process::Child;
 use tokio::sync::Notify;
@@ -32,7 +32,7 @@ const REFILL_AFTER: Duration = Duration::from_millis(150);
 /// How long a spare that is not wanted may take to end.
 const END_LIMIT: Duration = Duration::from_secs(5);
 /// The runtime's specification in a bundle.
-const SPEC_FILE: &str = "config.json";
+pub(super) const SPEC_FILE: &str = "config.json";
 
 /// The spares of a runtime.
 #[derive(Debug)]
@@ -48,8 +48,8 @@ pub(super) struct Spares {
 struct Spare {
     id: String,
     monitor: Child,
-    /// Both end when this does.
-    connection: UnixStream,
+    /// Both end when this does, unless there is a container by then.
+    connection: Option<UnixStream>,
 }
 
 /// A spare that was taken for a container.
@@ -77,14 +77,19 @@ impl Taken {
         &self.spare.id
     }
 
-    /// Has the container started that was put together in `dirs`. Blocks until the runtime has read what it is to start.
-    pub(super) fn feed(&mut self, dirs: &ContainerDirs, log: &Path) -> io::Result<()> {
-        // A container that ran has a log, also when its monitor was killed before it had opened it.
-        File::options().create(true).append(true).mode(0o640).open(log)?;
-        io::copy(&mut File::open(dirs.run.join(SPEC_FILE))?, &mut self.fifo).map(drop)
+    /// Gives the runtime the specification of the container that was put together in `dirs`. Blocks until it has read it; the
+    /// monitor, which hears of the container now, sees to it that this is not for ever.
+    pub(super) fn feed(&mut self, dirs: &ContainerDirs) -> io::Result<()> {
+        self.spare.connection = None;
+        let spec = fs::read(dirs.run.join(SPEC_FILE))?;
+        let (last, before) = spec.split_last().ok_or(io::ErrorKind::UnexpectedEof)?;
+        self.fifo.write_all(before)?;
+        // Before the last byte: nothing may start of which it is not known that it was to.
+        File::create(dirs.run.join(FED_FILE))?;
+        self.fifo.write_all(&[*last])
     }
 
-    /// The monitor of the container. Tells the runtime that it has read all, and the monitor that there is a container.
+    /// The monitor of the container. Tells the runtime that it has read all.
     pub(super) fn begin(self) -> Child {
         self.spare.monitor
     }
@@ -97,19 +102,23 @@ impl Inner {
         if !self.can_wait_for(spec) {
             return None;
         }
-        loop {
-            let spare = self.spares.ready().pop_front()?;
+        let there = self.spares.ready().len();
+        for _ in 0..there {
+            let mut spare = self.spares.ready().pop_front()?;
             let fifo = self.dirs(&spare.id).run.join(SPEC_FILE);
             // It can be opened for writing as long as somebody reads.
             let flags = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or_default();
             match File::options().write(true).custom_flags(flags).open(&fifo).and_then(blocks) {
                 Ok(fifo) => return Some(Taken { spare, fifo }),
+                // Its runtime is on the way there.
+                Err(_) if matches!(spare.monitor.try_wait(), Ok(None)) => self.spares.ready().push_back(spare),
                 Err(err) => {
                     tracing::debug!(container = spare.id, %err, "a spare start is of no use");
                     self.tasks.spawn(dismiss(Arc::clone(self), spare));
                 }
             }
         }
+        None
     }
 
     /// Lets go of a spare for which no container could be put together.
@@ -142,25 +151,13 @@ impl Inner {
             monitor_client::start_spare(&self.config.monitor, &dirs.run, self.program.sealed.as_ref())
         });
         match made {
-            Ok((monitor, connection)) => Ok(Spare { id, monitor, connection }),
+            Ok((monitor, connection)) => Ok(Spare { id, monitor, connection: Some(connection) }),
             Err(err) => {
                 // The first error is the one to tell.
                 drop(rootfs::remove(&dirs));
                 Err(err)
             }
         }
-    }
-}
-
-#[cfg(test)]
-impl super::OciRuntime {
-    pub(in crate::runtime) fn spare_count(&self) -> usize {
-        self.inner.spares.ready().len()
-    }
-
-    /// Loses the spares as a process does that is killed: without waiting for them, and without removing anything.
-    pub(in crate::runtime) fn lose_spares(&self) {
-        self.inner.spares.ready().clear();
     }
 }
 
@@ -212,11 +209,33 @@ async fn dismiss(inner: Arc<Inner>, spare: Spare) {
     let Spare { id, mut monitor, connection } = spare;
     drop(connection);
     if tokio::time::timeout(END_LIMIT, monitor.wait()).await.is_err() {
-        tracing::warn!(container = id, "the monitor of a spare start does not end");
+        tracing::warn!(container = id, "the monitor of a spare start does not end by itself");
+        if let Err(err) = monitor.kill().await {
+            tracing::warn!(container = id, %err, "nor can it be killed");
+        }
     }
     let dirs = inner.dirs(&id);
     let folder = dirs.run.clone();
     if let Err(err) = blocking(move || rootfs::remove(&dirs)).await {
         tracing::warn!(%err, folder = %folder.display(), "the directory of a spare start is not removed");
+    }
+}
+
+#[cfg(test)]
+impl super::OciRuntime {
+    /// Puts a container together around a spare, and goes no further, as a process that is killed.
+    pub(in crate::runtime) fn break_off(&self, spec: &ContainerSpec) {
+        let spare = self.inner.take_spare(spec).expect("a spare");
+        let dirs = self.inner.dirs(spare.id());
+        self.inner.put_together(spare.id(), spec, std::collections::BTreeMap::new(), &dirs).unwrap();
+    }
+
+    pub(in crate::runtime) fn spare_count(&self) -> usize {
+        self.inner.spares.ready().len()
+    }
+
+    /// Loses the spares as a process does that is killed: without waiting for them, and without removing anything.
+    pub(in crate::runtime) fn lose_spares(&self) {
+        self.inner.spares.ready().clear();
     }
 }

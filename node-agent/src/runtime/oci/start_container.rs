@@ -11,7 +11,7 @@ use larder_monitor::files::{self, CONFIG_FILE};
 use larder_monitor::{LogConfig, MonitorConfig, RuntimeCommand};
 use tokio::time::Instant;
 
-use super::spares::Taken;
+use super::spares::{SPEC_FILE, Taken};
 use super::{Entry, Inner};
 use crate::host::cgroup;
 use crate::runtime::oci_spec::{Seccomp, SpecError, Surroundings, describe};
@@ -23,57 +23,81 @@ use crate::runtime::{
 };
 
 impl Inner {
-    /// Makes everything that a container needs and starts its monitor. What it made is taken back if that fails.
+    /// Makes everything that a container needs and has it started. What was made is taken back if that fails.
     pub(super) fn start(
         self: &Arc<Self>,
         spec: &ContainerSpec,
         annotations: BTreeMap<String, String>,
     ) -> Result<Container, RuntimeError> {
-        let mut spare = self.take_spare(spec);
-        let id = spare.as_ref().map_or(&spec.id.0, Taken::id).clone();
-        if !is_usable_id(&id) {
+        if let Some(spare) = self.take_spare(spec) {
+            match self.start_with_spare(spare, spec, annotations.clone())? {
+                Some(container) => return Ok(container),
+                None => tracing::debug!("a spare start was lost, doing without"),
+            }
+        }
+        let id = &spec.id.0;
+        if !is_usable_id(id) {
             let message = format!("container id {id:?} has other characters than letters, digits, - and _");
             return Err(RuntimeError::InvalidSpec { reason: "CreateContainerError", message });
         }
-        let dirs = self.dirs(&id);
-        let mut record = self.record(&id, spec, annotations);
-        let failed = |action, path: &Path| {
-            let path = path.to_owned();
-            move |source| RuntimeError::Io { action, path, source }
-        };
-        if spare.is_none() {
-            self.make_folder(&dirs).map_err(failed("create", &dirs.run))?;
-        }
+        let dirs = self.dirs(id);
+        self.make_folder(&dirs).map_err(failed("create", &dirs.run))?;
         let begun = Instant::now();
-        let prepared = self.prepare(spec, &record, &dirs).and_then(|user| {
-            record.user = Some(user.into());
-            write(&dirs.run, RECORD_FILE, &record)
+        let started = self.put_together(id, spec, annotations, &dirs).and_then(|record| {
+            let monitor = monitor_client::start(&self.config.monitor, &dirs.run, self.program.sealed.as_ref());
+            Ok((record, monitor.map_err(failed("start monitor", &self.config.monitor))?))
         });
-        let after = begun.elapsed();
-        let begin = |()| match &mut spare {
-            Some(spare) => spare.feed(&dirs, &spec.log_path).map(|()| None).map_err(failed("feed", &dirs.run)),
-            None => monitor_client::start(&self.config.monitor, &dirs.run, self.program.sealed.as_ref())
-                .map(Some)
-                .map_err(failed("start monitor", &self.config.monitor)),
-        };
-        let begun_with = prepared.and_then(begin);
-        let (is_spare, monitor) = (spare.is_some(), begun.elapsed().saturating_sub(after));
-        tracing::debug!(container = id, is_spare, prepared = ?after, ?monitor, "start");
-        match begun_with {
-            Ok(monitor) => {
-                let entry = Entry::new(record, dirs);
-                self.look_after(&entry, monitor.or_else(|| spare.map(Taken::begin)));
-                Ok(entry.container.clone())
-            }
+        tracing::debug!(container = id, took = ?begun.elapsed(), "start");
+        // The first error is the one to tell. What cannot be removed now is found at the next start of the agent.
+        let (record, monitor) = started.inspect_err(|_| drop(rootfs::remove(&dirs)))?;
+        Ok(self.begin_with(record, dirs, monitor))
+    }
+
+    /// The same around a spare; nothing when that was lost meanwhile.
+    fn start_with_spare(
+        self: &Arc<Self>,
+        mut spare: Taken,
+        spec: &ContainerSpec,
+        annotations: BTreeMap<String, String>,
+    ) -> Result<Option<Container>, RuntimeError> {
+        let dirs = self.dirs(spare.id());
+        let begun = Instant::now();
+        let record = match self.put_together(spare.id(), spec, annotations, &dirs) {
+            Ok(record) => record,
             Err(err) => {
-                match spare {
-                    Some(spare) => self.put_away(spare),
-                    // The first error is the one to tell. What cannot be removed now is found at the next start of the agent.
-                    None => drop(rootfs::remove(&dirs)),
-                }
-                Err(err)
+                self.put_away(spare);
+                return Err(err);
             }
+        };
+        let prepared = begun.elapsed();
+        if let Err(err) = spare.feed(&dirs) {
+            tracing::debug!(container = record.id, %err, "feed a spare start");
+            self.put_away(spare);
+            return Ok(None);
         }
+        let fed = begun.elapsed().saturating_sub(prepared);
+        tracing::debug!(container = record.id, ?prepared, ?fed, "start with a spare");
+        Ok(Some(self.begin_with(record, dirs, spare.begin())))
+    }
+
+    fn begin_with(self: &Arc<Self>, record: Record, dirs: ContainerDirs, monitor: tokio::process::Child) -> Container {
+        let entry = Entry::new(record, dirs);
+        self.look_after(&entry, Some(monitor));
+        entry.container.clone()
+    }
+
+    /// Puts a container together in `dirs`, and its record down.
+    pub(super) fn put_together(
+        &self,
+        id: &str,
+        spec: &ContainerSpec,
+        annotations: BTreeMap<String, String>,
+        dirs: &ContainerDirs,
+    ) -> Result<Record, RuntimeError> {
+        let mut record = self.record(id, spec, annotations);
+        record.user = Some(self.prepare(spec, &record, dirs)?.into());
+        write(&dirs.run, RECORD_FILE, &record)?;
+        Ok(record)
     }
 
     /// Makes the directory of a container.
@@ -110,10 +134,6 @@ impl Inner {
         dirs: &ContainerDirs,
     ) -> Result<ProcessUser, RuntimeError> {
         let root = dirs.rootfs();
-        let failed = |action, path: &Path| {
-            let path = path.to_owned();
-            move |source| RuntimeError::Io { action, path, source }
-        };
         rootfs::mount(dirs, &spec.lower_dirs).map_err(failed("mount", &root))?;
         let read = |path: &str| rootfs::read_beneath(&root, path).map_err(failed("read account files in", &root));
         let image_user = spec.image.config().as_ref().and_then(|config| config.user().clone()).unwrap_or_default();
@@ -128,7 +148,8 @@ impl Inner {
             oom_score_floor: self.facts.oom_score_floor,
             seccomp: self.filter_for(spec)?,
         };
-        write(&dirs.run, "config.json", &describe(spec, &surroundings).map_err(invalid)?)?;
+        // In the place of a spare's fifo, whose other end the runtime has open: it copies the file from its path later.
+        write(&dirs.run, SPEC_FILE, &describe(spec, &surroundings).map_err(invalid)?)?;
         if let Some(folder) = spec.log_path.parent() {
             fs::create_dir_all(folder).map_err(failed("create", folder))?;
         }
@@ -189,6 +210,11 @@ pub(super) fn filter(program: &Program, capabilities: &BTreeSet<String>) -> Resu
             None => err.to_string(),
         },
     })
+}
+
+fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RuntimeError + use<> {
+    let path = path.to_owned();
+    move |source| RuntimeError::Io { action, path, source }
 }
 
 fn invalid(err: SpecError) -> RuntimeError {

@@ -58,13 +58,8 @@ impl Worker {
         let ApiInput::Present(pod) = self.api.clone() else { return };
         let runs = matches!(self.agent, AgentInput::Known(AgentPod::State(_)));
         let began = Instant::now();
-        if !runs {
-            let before = u32::try_from(self.means.events.held_by()).unwrap_or(u32::MAX);
-            let in_sight = IN_SIGHT.saturating_add(TURN.saturating_mul(before)).min(IN_SIGHT_AT_MOST);
-            self.in_sight = Some(self.moment() + in_sight);
-            self.marks_by = Some(self.moment() + HELD_AT_MOST);
-            self.hold = Some(self.means.events.hold(HELD_AT_MOST));
-        }
+        let before = u32::try_from(self.means.events.held_by()).unwrap_or(u32::MAX);
+        self.hold = (!runs).then(|| self.means.events.hold(HELD_AT_MOST));
         let outcome = self.try_hand_over(&pod, runs).await;
         let how = match &outcome {
             Ok(()) => Outcome::Done,
@@ -79,10 +74,15 @@ impl Worker {
                 self.backoff.hand_over.reset();
                 self.nothing_runs = false;
                 self.awaited = Some(self.moment() + ON_RECORD);
+                if !runs {
+                    let in_sight = IN_SIGHT.saturating_add(TURN.saturating_mul(before)).min(IN_SIGHT_AT_MOST);
+                    self.in_sight = Some(self.moment() + in_sight);
+                    self.marks_by = Some(self.moment() + HELD_AT_MOST);
+                    self.hold = Some(self.means.events.hold(HELD_AT_MOST));
+                }
             }
             Err(failure) => {
                 self.hold = None;
-                self.in_sight = None;
                 self.not_handed_over(failure, runs);
             }
         }

@@ -272,3 +272,21 @@ async fn a_start_that_takes_long_is_told_of_and_keeps_nothing_back() {
         assert!(record.status_patches.iter().any(|(pod, _)| pod.name == "p"));
     });
 }
+
+/// What is to be written on a pod comes also when it ran only for the moment in which that waited.
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_ran_for_a_moment_gets_its_marks() {
+    let mut bench = Bench::new();
+    bench.start_with(Arc::new(Scripted(vec![CacheDecision::Run(admitted()), CacheDecision::Run(admitted())].into())));
+    bench.cluster.put_pod(pod("p", "u1"));
+    bench.cluster.put_pod(pod("q", "u2"));
+    bench.ran(2).await;
+    bench.agent.report("u2", on_its_way());
+    bench.agent.report("u1", status("Running"));
+    bench.phase("p", "Running").await;
+    bench.agent.report("u1", status("Succeeded"));
+    bench.phase("p", "Succeeded").await;
+    let is_marked = |record: &Record| record.pods["ns/p"].metadata.annotations.is_some();
+    assert!(!bench.cluster.see(is_marked), "in the way of the other");
+    bench.cluster.wait("marks", is_marked).await;
+}
