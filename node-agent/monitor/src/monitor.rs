@@ -331,7 +331,7 @@ impl Monitor {
             let limit = Duration::from_millis(self.config.start_timeout_ms);
             return self.start_failed(format!("the runtime did not start the container within {limit:?}"));
         }
-        if self.was_spare && !status.exit_status().is_some_and(|code| code == 0) && !self.dir.join(FED_FILE).exists() {
+        if self.was_spare && status.exit_status() != Some(0) && !self.dir.join(FED_FILE).exists() {
             // Whoever was about to tell it what to start is gone, and starts it anew.
             self.phase = Phase::Ended;
             return;
