@@ -9,7 +9,7 @@ use crate::process::{self, Process, Spec};
 use crate::up::layout::{Layout, Settings};
 use crate::{down, kept_store, manifests, workspace};
 use anyhow::{Context, Result, ensure};
-use k8s_openapi::api::core::v1::{Pod, ServiceAccount};
+use k8s_openapi::api::core::v1::{Namespace, Pod, ServiceAccount};
 use kube::Client;
 use kube::api::{Api, ListParams};
 use kube::runtime::wait::await_condition;
@@ -63,6 +63,12 @@ impl Ground {
 
     async fn take_node(&self) -> Result<()> {
         let namespace = format!("apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {NAMESPACE}\n");
+        // One that another bench has just deleted is there for some seconds yet, and takes nothing in.
+        let is_free = |namespace: Option<&Namespace>| {
+            namespace.is_none_or(|namespace| namespace.metadata.deletion_timestamp.is_none())
+        };
+        let gone = await_condition(Api::<Namespace>::all(self.client.clone()), NAMESPACE, is_free);
+        tokio::time::timeout(DEADLINE, gone).await.with_context(|| format!("namespace {NAMESPACE} does not go"))??;
         manifests::apply(&self.client, &namespace, NAMESPACE).await?;
         let accounts: Api<ServiceAccount> = Api::namespaced(self.client.clone(), NAMESPACE);
         let made = await_condition(accounts, "default", |account: Option<&ServiceAccount>| account.is_some());
