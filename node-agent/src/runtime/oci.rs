@@ -12,7 +12,8 @@ mod start_container;
 mod watch_container;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -209,10 +210,7 @@ impl Runtime for OciRuntime {
 
     async fn remove(&self, id: &ContainerId) -> Result<(), RuntimeError> {
         let Some(entry) = self.inner.entry(id) else { return Ok(()) };
-        let failed = |action| {
-            let path = entry.dirs.run.clone();
-            move |source| RuntimeError::Io { action, path, source }
-        };
+        let failed = |action| failed(action, &entry.dirs.run);
         if !matches!(*entry.state.borrow(), ContainerState::Exited(_)) {
             self.inner.signal(&entry, Signal::Kill).await?;
         }
@@ -286,6 +284,12 @@ impl Inner {
         };
         send_signal(*process, number).map_err(|source| failed("send a signal to the process of", source))
     }
+}
+
+/// The error of what was done to a path.
+fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RuntimeError + use<> {
+    let path = path.to_owned();
+    move |source| RuntimeError::Io { action, path, source }
 }
 
 /// Does blocking work on a thread for it. It is done to its end, also when the caller goes away.

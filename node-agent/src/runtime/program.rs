@@ -43,12 +43,16 @@ impl Program {
 
     /// Whether it takes a compiled system call filter as an annotation.
     pub(super) fn takes_compiled_filter(&self) -> bool {
-        self.version.starts_with("crun://")
+        self.is_crun()
     }
 
     /// Whether it can be started before there is a container: nothing is done before `config.json` is read, and what is kept
     /// of that for later is copied from its path afterwards.
     pub(super) fn can_wait(&self) -> bool {
+        self.is_crun()
+    }
+
+    fn is_crun(&self) -> bool {
         self.version.starts_with("crun://")
     }
 }

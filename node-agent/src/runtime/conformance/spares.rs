@@ -6,7 +6,7 @@ use std::path::Path;
 
 use larder_monitor::files::FED_FILE;
 
-use super::bench::{Bench, eventually, exited, is_alive, running};
+use super::bench::{Bench, eventually, exited, is_alive, kill, running};
 use crate::runtime::oci::OciRuntime;
 use crate::runtime::record::RECORD_FILE;
 use crate::runtime::{BindMount, ContainerSpec, Runtime, RuntimeError, Signal};
@@ -64,10 +64,6 @@ async fn until_gone(bench: &Bench, spares: &[Spare]) {
     let is_left =
         |spare: &Spare| is_alive(spare.monitor) || is_alive(spare.runtime) || bench.run_dir(&spare.id).exists();
     eventually("the spares are gone", || !spares.iter().any(is_left)).await;
-}
-
-fn kill(pid: i32) {
-    rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), rustix::process::Signal::KILL).unwrap();
 }
 
 #[tokio::test]

@@ -5,12 +5,8 @@ use std::collections::BTreeMap;
 use larder_monitor::files::REMOVED_FILE;
 use rstest::rstest;
 
-use super::bench::{Bench, eventually, exited, is_alive, running};
+use super::bench::{Bench, eventually, exited, is_alive, kill, running};
 use crate::runtime::{Container, ContainerState, Runtime, Signal};
-
-fn kill(pid: i32) {
-    rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), rustix::process::Signal::KILL).unwrap();
-}
 
 async fn only_container(runtime: &impl Runtime) -> Container {
     let mut containers = runtime.list().await.unwrap();

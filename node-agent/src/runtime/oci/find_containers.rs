@@ -7,17 +7,13 @@ use std::sync::Arc;
 
 use larder_monitor::files;
 
-use super::{Entry, Inner};
+use super::{Entry, Inner, failed};
 use crate::runtime::record::{ContainerDirs, RECORD_FILE, Record, is_usable_id};
 use crate::runtime::{RuntimeError, monitor_client, rootfs};
 
 impl Inner {
     /// Every container that has a record. What an earlier life left half made is removed on the way.
     pub(super) fn find_containers(&self) -> Result<Vec<Arc<Entry>>, RuntimeError> {
-        let failed = |action, path: &Path| {
-            let path = path.to_owned();
-            move |source| RuntimeError::Io { action, path, source }
-        };
         let mut found = Vec::new();
         for id in names_in(&self.containers_run_dir()).map_err(failed("read", &self.containers_run_dir()))? {
             let dirs = self.dirs(&id);

@@ -12,7 +12,7 @@ use larder_monitor::{LogConfig, MonitorConfig, RuntimeCommand};
 use tokio::time::Instant;
 
 use super::spares::{SPEC_FILE, Taken};
-use super::{Entry, Inner};
+use super::{Entry, Inner, failed};
 use crate::host::cgroup;
 use crate::runtime::oci_spec::{Seccomp, SpecError, Surroundings, describe};
 use crate::runtime::program::Program;
@@ -210,11 +210,6 @@ pub(super) fn filter(program: &Program, capabilities: &BTreeSet<String>) -> Resu
             None => err.to_string(),
         },
     })
-}
-
-fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RuntimeError + use<> {
-    let path = path.to_owned();
-    move |source| RuntimeError::Io { action, path, source }
 }
 
 fn invalid(err: SpecError) -> RuntimeError {
