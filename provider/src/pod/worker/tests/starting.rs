@@ -255,14 +255,20 @@ async fn while_pods_start_what_can_wait_waits() {
     assert_eq!(bench.cluster.see(written), (40, 40, 40));
 }
 
-/// One that does not come up keeps nobody's events for long, nor its own state.
-#[tokio::test(start_paused = true)]
-async fn a_start_that_takes_long_is_told_of_and_keeps_nothing_back() {
+/// With the pods `ns/p` of UID `u1` and `ns/q` of UID `u2`, which were just handed over.
+async fn two_handed_over() -> Bench {
     let mut bench = Bench::new();
     bench.start_with(Arc::new(Scripted(vec![CacheDecision::Run(admitted()), CacheDecision::Run(admitted())].into())));
     bench.cluster.put_pod(pod("p", "u1"));
     bench.cluster.put_pod(pod("q", "u2"));
     bench.ran(2).await;
+    bench
+}
+
+/// One that does not come up keeps nobody's events for long, nor its own state.
+#[tokio::test(start_paused = true)]
+async fn a_start_that_takes_long_is_told_of_and_keeps_nothing_back() {
+    let bench = two_handed_over().await;
     bench.agent.report("u1", on_its_way());
     bench.agent.report("u2", status("Running"));
     tokio::time::sleep(Duration::from_millis(500)).await;
@@ -276,11 +282,7 @@ async fn a_start_that_takes_long_is_told_of_and_keeps_nothing_back() {
 /// What is to be written on a pod comes also when it ran only for the moment in which that waited.
 #[tokio::test(start_paused = true)]
 async fn a_pod_that_ran_for_a_moment_gets_its_marks() {
-    let mut bench = Bench::new();
-    bench.start_with(Arc::new(Scripted(vec![CacheDecision::Run(admitted()), CacheDecision::Run(admitted())].into())));
-    bench.cluster.put_pod(pod("p", "u1"));
-    bench.cluster.put_pod(pod("q", "u2"));
-    bench.ran(2).await;
+    let bench = two_handed_over().await;
     bench.agent.report("u2", on_its_way());
     bench.agent.report("u1", status("Running"));
     bench.phase("p", "Running").await;
