@@ -59,13 +59,15 @@ pub struct Config {
     /// How layers are kept. `auto` takes erofs where the kernel can mount it.
     #[arg(long, env = "LARDER_SNAPSHOTTER", default_value = "auto", value_name = "DRIVER")]
     pub snapshotter: SnapshotterChoice,
-    /// The OCI runtime: a path, or a name to be found in PATH.
-    #[arg(long, env = "LARDER_RUNTIME", default_value = "/usr/bin/crun", value_name = "PROGRAM")]
+    /// What starts containers: `builtin` for the monitor itself, which is fastest, or an OCI runtime such as crun or runc, by its
+    /// path or a name to be found in PATH.
+    #[arg(long, env = "LARDER_RUNTIME", default_value = "builtin", value_name = "PROGRAM")]
     pub runtime: PathBuf,
     /// The container monitor; where it is not given, larder-monitor beside this program.
     #[arg(long, env = "LARDER_MONITOR", value_name = "PROGRAM")]
     pub monitor: Option<PathBuf>,
-    /// How many starts are kept ready: a monitor and the OCI runtime, executed, that wait for a container. Only with crun.
+    /// How many starts are kept ready: a monitor, and crun where that is the runtime, executed, that wait for a container. None
+    /// with other runtimes.
     #[arg(long, env = "LARDER_SPARE_STARTS", default_value_t = 4, value_name = "N")]
     pub spare_starts: usize,
     /// How many containers are started at the same time at most; twice as many as there are cores where it is not given.

@@ -2,17 +2,18 @@
 //! the runtime. Harmless to repeat, and after a monitor that got as far as `exit.json` only the removal is left.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use larder_monitor::files::{self, CONFIG_FILE, EXIT_FILE, KILLED_EXIT_CODE, STATE_FILE, process_start_time};
-use larder_monitor::{ContainerState, Exit, FileError, MonitorConfig};
+use larder_monitor::{ContainerState, Exit, FileError, MonitorConfig, Starter};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, pidfd_send_signal, waitpid};
 
 use crate::diagnostics::report;
-use crate::runtime::Runtime;
-use crate::{clock, memory};
+use crate::runtime::{Runtime, mark_removed};
+use crate::{clock, launch, memory};
 
 /// How long a killed process may take to end, and the runtime to remove the container.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -32,6 +33,9 @@ pub(crate) enum CollectError {
     /// The runtime cannot be used.
     #[error("remove the container with {}", runtime.display())]
     Delete { runtime: PathBuf, source: io::Error },
+    /// What is left in its cgroups does not go away.
+    #[error("end the container's processes")]
+    Cgroup(#[source] io::Error),
 }
 
 /// Collects the container that `dir` describes.
@@ -48,7 +52,17 @@ fn collect_container(dir: &Path) -> Result<(), CollectError> {
         kill(state).map_err(|source| CollectError::Kill { pid: state.pid, source })?;
     }
     let oom_killed = config.memory_cgroup.as_deref().is_some_and(|cgroup| memory::oom_kills(cgroup) > 0);
-    delete(dir, &config).map_err(|source| CollectError::Delete { runtime: config.runtime.path.clone(), source })?;
+    match &config.starter {
+        Starter::Runtime(command) => {
+            let runtime = Runtime::new(dir, &config, command, None);
+            delete(&runtime).map_err(|source| CollectError::Delete { runtime: command.path.clone(), source })?;
+        }
+        Starter::Launch(launch) => {
+            // Where the monitor had no time to say who its first process is.
+            launch::processes(launch).and_then(|pids| pids.into_iter().try_for_each(end)).map_err(CollectError::Cgroup)?;
+            mark_removed(dir);
+        }
+    }
     if known.is_none() {
         let exit = Exit {
             id: config.id,
@@ -67,26 +81,38 @@ fn collect_container(dir: &Path) -> Result<(), CollectError> {
 
 /// Ends the container's first process, and with it, by its process namespace, all others.
 fn kill(state: &ContainerState) -> io::Result<()> {
-    let Some(pid) = Pid::from_raw(state.pid) else { return Ok(()) };
-    let process = match pidfd_open(pid, PidfdFlags::empty()) {
-        Ok(process) => process,
-        Err(rustix::io::Errno::SRCH) => return Ok(()),
-        Err(err) => return Err(err.into()),
-    };
+    let Some(process) = open(state.pid)? else { return Ok(()) };
     // Compared once the descriptor is held: from here on the id cannot come to mean another process.
     if process_start_time(state.pid) != Some(state.start_time) {
         return Ok(());
     }
-    match pidfd_send_signal(&process, Signal::KILL) {
-        Ok(()) => {}
-        Err(rustix::io::Errno::SRCH) => return Ok(()),
-        Err(err) => return Err(err.into()),
+    kill_and_wait(&process)
+}
+
+/// Ends a process of the container's cgroups. Who is not there is no error.
+fn end(pid: i32) -> io::Result<()> {
+    open(pid)?.map_or(Ok(()), |process| kill_and_wait(&process))
+}
+
+fn open(pid: i32) -> io::Result<Option<OwnedFd>> {
+    let Some(pid) = Pid::from_raw(pid) else { return Ok(None) };
+    match pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(process) => Ok(Some(process)),
+        Err(rustix::io::Errno::SRCH) => Ok(None),
+        Err(err) => Err(err.into()),
     }
-    await_end(&process)
+}
+
+fn kill_and_wait(process: &OwnedFd) -> io::Result<()> {
+    match pidfd_send_signal(process, Signal::KILL) {
+        Ok(()) => await_end(process),
+        Err(rustix::io::Errno::SRCH) => Ok(()),
+        Err(err) => Err(err.into()),
+    }
 }
 
 /// Waits for the end of the process behind a pidfd.
-fn await_end(process: &std::os::fd::OwnedFd) -> io::Result<()> {
+fn await_end(process: &OwnedFd) -> io::Result<()> {
     let until = clock::instant() + LIMIT;
     loop {
         let left = until.saturating_duration_since(clock::instant());
@@ -104,8 +130,7 @@ fn await_end(process: &std::os::fd::OwnedFd) -> io::Result<()> {
 }
 
 /// Has the runtime remove the container. A runtime that does not know it says so by its exit code, which is as good.
-fn delete(dir: &Path, config: &MonitorConfig) -> io::Result<()> {
-    let runtime = Runtime::new(dir, config, None);
+fn delete(runtime: &Runtime) -> io::Result<()> {
     let pid = runtime.delete()?;
     let process = pidfd_open(pid, PidfdFlags::empty())?;
     let ended = await_end(&process);

@@ -4,7 +4,7 @@
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
@@ -35,18 +35,23 @@ impl ConsoleSocket {
     /// Takes the terminal out of the connection that is waiting.
     pub(crate) fn receive(&self) -> io::Result<OwnedFd> {
         let (connection, _) = self.listener.accept()?;
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let mut name = [0; 256];
-        recvmsg(&connection, &mut [IoSliceMut::new(&mut name)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
-        let fds = |message| if let RecvAncillaryMessage::ScmRights(fds) = message { Some(fds) } else { None };
-        control
-            .drain()
-            .filter_map(fds)
-            .flatten()
-            .next()
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the runtime sent no terminal"))
+        receive_descriptor(&connection)
     }
+}
+
+/// Takes the descriptor that comes with the next message.
+pub(crate) fn receive_descriptor(connection: &UnixStream) -> io::Result<OwnedFd> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut name = [0; 256];
+    recvmsg(connection, &mut [IoSliceMut::new(&mut name)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let fds = |message| if let RecvAncillaryMessage::ScmRights(fds) = message { Some(fds) } else { None };
+    control
+        .drain()
+        .filter_map(fds)
+        .flatten()
+        .next()
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no terminal was sent"))
 }
 
 impl AsFd for ConsoleSocket {

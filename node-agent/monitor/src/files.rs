@@ -37,6 +37,8 @@ pub const REMOVED_FILE: &str = "removed";
 pub const PID_FILE: &str = "pid";
 /// Name of the file into which the runtime writes its own messages.
 pub const RUNTIME_LOG_FILE: &str = "runtime.log";
+/// Name of the file of a cgroup that lists its processes, and moves in those that are written into it.
+pub const CGROUP_PROCS_FILE: &str = "cgroup.procs";
 /// Name of the file into which the monitor writes what it finds odd.
 pub const MONITOR_LOG_FILE: &str = "monitor.log";
 
@@ -52,8 +54,9 @@ pub struct MonitorConfig {
     pub id: String,
     /// Directory that holds the runtime specification (`config.json`).
     pub bundle: PathBuf,
-    /// The OCI runtime to start the container with.
-    pub runtime: RuntimeCommand,
+    /// Who starts the container.
+    #[serde(flatten)]
+    pub starter: Starter,
     /// Where the container's output goes.
     pub log: LogConfig,
     /// Whether the container gets a terminal instead of pipes. The specification must say the same.
@@ -71,10 +74,37 @@ pub struct MonitorConfig {
     pub memory_cgroup: Option<PathBuf>,
     /// How long the runtime may take to start the container, in milliseconds.
     pub start_timeout_ms: u64,
-    /// Whether no container is known yet. The runtime is then started all the same: the bundle's `config.json` is a fifo, at
-    /// which it waits. Once there is a container, this is written anew without `spare`, and the fifo is fed.
+    /// Whether no container is known yet. Once there is one, this is written anew without `spare`. A runtime is started all the
+    /// same: the bundle's `config.json` is a fifo, at which it waits, and which is fed afterwards. Without a runtime, the end
+    /// of the connection that keeps the spare has the monitor look.
     #[serde(default)]
     pub spare: bool,
+}
+
+/// Who starts a container: a member of [`MonitorConfig`], named by what it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Starter {
+    /// An OCI runtime.
+    Runtime(RuntimeCommand),
+    /// The monitor itself.
+    Launch(Launch),
+}
+
+/// What the monitor needs to start a container by itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Launch {
+    /// The container's cgroups, which are there, with their limits. Of a spare, none.
+    pub cgroups: Vec<CgroupDir>,
+}
+
+/// A cgroup of a container in one hierarchy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CgroupDir {
+    /// Its directory.
+    pub path: PathBuf,
+    /// What the hierarchy's directory is called in a container, and what else it goes by: `cpu,cpuacct`, `cpu`, `cpuacct`.
+    pub names: Vec<String>,
 }
 
 /// An OCI runtime: any program with the command line of runc.
@@ -255,6 +285,20 @@ mod tests {
         let old = r#"{"id":"c1","exit_code":0,"finished_at":7}"#;
         let exit: Exit = serde_json::from_str(old).unwrap();
         assert!(!exit.lost && !exit.oom_killed && exit.start_error.is_none());
+    }
+
+    #[test]
+    fn who_starts_a_container_is_told_by_name() {
+        let old = r#"{"id":"c1","bundle":"/b","runtime":{"path":"/usr/bin/crun","root":"/r"},
+            "log":{"path":"/l","max_size":1,"max_files":1},"start_timeout_ms":5}"#;
+        let config: MonitorConfig = serde_json::from_str(old).unwrap();
+        let runtime = RuntimeCommand { path: "/usr/bin/crun".into(), root: "/r".into(), options: Vec::new() };
+        assert_eq!(config.starter, Starter::Runtime(runtime));
+        let cgroups = vec![CgroupDir { path: "/c".into(), names: vec!["memory".into()] }];
+        let config = MonitorConfig { starter: Starter::Launch(Launch { cgroups }), ..config };
+        let text = serde_json::to_string(&config).unwrap();
+        assert!(text.contains(r#""launch":{"cgroups":"#), "{text}");
+        assert_eq!(serde_json::from_str::<MonitorConfig>(&text).unwrap(), config);
     }
 
     #[test]

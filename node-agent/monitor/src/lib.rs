@@ -10,4 +10,7 @@ pub mod cri_log;
 pub mod files;
 pub mod wire;
 
-pub use files::{ContainerState, Exit, FileError, LogConfig, MonitorConfig, RuntimeCommand, StartError, UnixNanos};
+pub use files::{
+    CgroupDir, ContainerState, Exit, FileError, Launch, LogConfig, MonitorConfig, RuntimeCommand, StartError, Starter,
+    UnixNanos,
+};

@@ -1,7 +1,7 @@
 //! The life of one container, from the runtime's start to its removal.
 //!
 //! ```text
-//! Spare --there is a container--> Starting
+//! Spare --there is a container--> Starting, Launching
 //! Starting --runtime ends well--> Running --container ends--> Draining --streams end--> Deleting --runtime ends--> (end)
 //!     |                                                                                     ^
 //!     +--runtime fails or takes too long----------------------------------------------------+
@@ -9,6 +9,9 @@
 //!
 //! `exit.json` is written, and everybody who watches is told, on the way into `Deleting`. The process ends after it, which
 //! closes the socket: whoever sees that knows that the runtime has let go of the container.
+//!
+//! Without a runtime, the monitor's own launcher starts the container: `Launching` takes the place of `Starting`, and nothing
+//! is left to delete.
 //!
 //! A spare has its runtime wait for a container that is not known yet. Whoever it is kept for stays connected; when nobody is
 //! any more and no container came, both end.
@@ -24,7 +27,7 @@ use larder_monitor::files::{
     process_start_time,
 };
 use larder_monitor::wire::Event;
-use larder_monitor::{ContainerState, Exit, FileError, MonitorConfig, StartError, UnixNanos};
+use larder_monitor::{ContainerState, Exit, FileError, Launch, MonitorConfig, StartError, Starter, UnixNanos};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, set_child_subreaper, wait};
 
@@ -33,9 +36,10 @@ use crate::console::ConsoleSocket;
 use crate::diagnostics::{Chain, report};
 use crate::log_writer::LogWriter;
 use crate::outputs::{self, Outputs};
-use crate::runtime::{Runtime, Stdios, Survival, failure_reason};
+use crate::launch::{Launched, Progress};
+use crate::runtime::{Runtime, Stdios, Survival, failure_reason, mark_removed};
 use crate::server::Server;
-use crate::{clock, memory, sys};
+use crate::{clock, launch, memory, sys};
 
 /// How long the streams may stay open after the container's first process has ended. They end with it unless a process outside
 /// of the container's own process namespace holds them.
@@ -93,8 +97,10 @@ fn take_standard_streams() -> io::Result<(OwnedFd, OwnedFd)> {
 
 #[derive(Debug)]
 enum Phase {
-    /// The runtime waits for a container to be known.
-    Spare { runtime: Pid },
+    /// A container is waited for, also by the runtime where there is one.
+    Spare { runtime: Option<Pid> },
+    /// The container's first process is on its way. Its output is not read yet, as in `Starting`.
+    Launching { launched: Launched, until: Instant },
     /// The runtime is at work. Its output is not read yet: until the container runs, it is the runtime's own, which says in
     /// its log what it has to say.
     Starting { runtime: Pid, until: Instant, late: bool },
@@ -112,7 +118,8 @@ enum Phase {
 struct Monitor {
     dir: PathBuf,
     config: MonitorConfig,
-    runtime: Runtime,
+    /// None where the container is started without one.
+    runtime: Option<Runtime>,
     signals: OwnedFd,
     server: Server,
     console: Option<ConsoleSocket>,
@@ -142,7 +149,10 @@ impl Monitor {
     fn new(dir: &Path, config: MonitorConfig, signals: OwnedFd, socket: OwnedFd, offered: OwnedFd) -> Self {
         Self {
             dir: dir.to_path_buf(),
-            runtime: Runtime::new(dir, &config, Some(offered)),
+            runtime: match &config.starter {
+                Starter::Runtime(command) => Some(Runtime::new(dir, &config, command, Some(offered))),
+                Starter::Launch(_) => None,
+            },
             signals,
             server: Server::new(socket),
             console: None,
@@ -157,16 +167,25 @@ impl Monitor {
         }
     }
 
-    /// Starts the runtime. Ends in `Starting` or `Spare`, or, if even that fails, in `Deleting` or `Ended`.
+    /// Starts the container, or what waits for one. Whatever fails has an end as the outcome.
     fn start(&mut self) {
         if !self.config.spare {
             self.open_log();
         }
+        if let Starter::Launch(launch) = self.config.starter.clone() {
+            if self.config.spare {
+                self.phase = Phase::Spare { runtime: None };
+            } else {
+                self.launch(&launch);
+            }
+            return;
+        }
         match self.start_runtime() {
-            Ok(runtime) if self.config.spare => self.phase = Phase::Spare { runtime },
+            Ok(runtime) if self.config.spare => self.phase = Phase::Spare { runtime: Some(runtime) },
             Ok(runtime) => self.phase = self.starting(runtime),
             Err(err) => {
-                let message = format!("execute {}: {err}", self.config.runtime.path.display());
+                let path = self.runtime.as_ref().map(Runtime::path).unwrap_or(Path::new("runtime"));
+                let message = format!("execute {}: {err}", path.display());
                 // Without a container there is nobody to whom it could be told.
                 if self.config.spare { report(&message) } else { self.start_failed(message) }
             }
@@ -180,8 +199,58 @@ impl Monitor {
     }
 
     fn starting(&self, runtime: Pid) -> Phase {
-        let until = clock::instant() + Duration::from_millis(self.config.start_timeout_ms);
-        Phase::Starting { runtime, until, late: false }
+        Phase::Starting { runtime, until: self.start_deadline(), late: false }
+    }
+
+    fn start_deadline(&self) -> Instant {
+        clock::instant() + Duration::from_millis(self.config.start_timeout_ms)
+    }
+
+    /// Starts the container without a runtime.
+    fn launch(&mut self, launch: &Launch) {
+        let stdios = if self.config.terminal { Ok(Stdios::default()) } else { self.open_streams() };
+        let stdios = match stdios {
+            Ok(stdios) => stdios,
+            Err(err) => return self.start_failed(format!("make a pipe: {err}")),
+        };
+        match launch::launch(&self.config.bundle, launch, stdios) {
+            Ok(launched) => self.phase = Phase::Launching { launched, until: self.start_deadline() },
+            Err(failure) => self.start_failed(failure.to_string()),
+        }
+    }
+
+    /// Looks how far the container's first process has come.
+    fn follow_launch(&mut self, now: UnixNanos) {
+        let Phase::Launching { launched, until } = &mut self.phase else { return };
+        let late = *until <= clock::instant();
+        let progress = launched.progress();
+        if matches!(progress, Progress::UnderWay) && !late {
+            return;
+        }
+        let Phase::Launching { mut launched, .. } = std::mem::replace(&mut self.phase, Phase::Ended) else { return };
+        let message = match progress {
+            Progress::Runs => {
+                match launched.terminal() {
+                    None => {}
+                    Some(Ok(terminal)) => self.outputs.add(Stream::Stdout, terminal),
+                    Some(Err(err)) => report(&format_args!("receive the container's terminal: {err}")),
+                }
+                return self.container_runs(launched.pid(), now);
+            }
+            Progress::Failed(message) => message,
+            Progress::Lost => {
+                // Nothing else ends it without a word.
+                let memory = self.config.memory_cgroup.as_deref().is_some_and(|dir| memory::oom_kills(dir) > 0);
+                let cause = if memory { ": its memory limit is too low to start it" } else { "" };
+                format!("the container's process was killed before it could be executed{cause}")
+            }
+            Progress::UnderWay => {
+                let limit = Duration::from_millis(self.config.start_timeout_ms);
+                format!("the container's process was not executed within {limit:?}")
+            }
+        };
+        launched.end();
+        self.start_failed(message);
     }
 
     /// Looks whether there is a container for a spare. The runtime may be done with it already.
@@ -193,48 +262,63 @@ impl Monitor {
             Ok(None) => return,
             Err(err) => return report(&Chain(&err)),
         };
-        if !config.spare {
-            self.log = LogWriter::new(config.log.clone());
-            self.config = config;
-            self.phase = self.starting(runtime);
+        if config.spare {
+            return;
+        }
+        self.log = LogWriter::new(config.log.clone());
+        self.config = config;
+        match runtime {
+            Some(runtime) => self.phase = self.starting(runtime),
+            None => self.start(),
         }
     }
 
     fn start_runtime(&mut self) -> io::Result<Pid> {
-        let mut stdios = Stdios::default();
-        if self.config.terminal {
+        let stdios = if self.config.terminal {
             self.console = Some(ConsoleSocket::bind(&self.dir)?);
+            Stdios::default()
         } else {
-            if self.config.stdin {
-                let (reading, writing) = outputs::pipe()?;
-                stdios.stdin = Some(reading);
-                self.stdin = Some(writing);
-            }
-            for (stream, end) in [(Stream::Stdout, &mut stdios.stdout), (Stream::Stderr, &mut stdios.stderr)] {
-                let (reading, writing) = outputs::pipe()?;
-                self.outputs.add(stream, reading);
-                *end = Some(writing);
-            }
-        }
+            self.open_streams()?
+        };
         let console = self.console.as_ref().map(ConsoleSocket::path);
-        self.runtime.run(stdios, console, if self.config.spare { Survival::EndsWithUs } else { Survival::GoesOn })
+        let survival = if self.config.spare { Survival::EndsWithUs } else { Survival::GoesOn };
+        let runtime = self.runtime.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        runtime.run(stdios, console, survival)
+    }
+
+    /// Makes the container's standard streams, and keeps our ends of them.
+    fn open_streams(&mut self) -> io::Result<Stdios> {
+        let mut stdios = Stdios::default();
+        if self.config.stdin {
+            let (reading, writing) = outputs::pipe()?;
+            stdios.stdin = Some(reading);
+            self.stdin = Some(writing);
+        }
+        for (stream, end) in [(Stream::Stdout, &mut stdios.stdout), (Stream::Stderr, &mut stdios.stderr)] {
+            let (reading, writing) = outputs::pipe()?;
+            self.outputs.add(stream, reading);
+            *end = Some(writing);
+        }
+        Ok(stdios)
     }
 
     /// Waits for the next event or deadline, and handles it.
     fn turn(&mut self) -> io::Result<()> {
         let ready = self.wait()?;
         let now = clock::now();
-        self.look_for_container();
         if ready.console {
             self.receive_terminal();
         }
         self.server.serve(&ready.clients, &self.known);
+        self.look_for_container();
         if ready.listener {
             self.server.accept();
         }
         if !ready.outputs.is_empty() {
             self.outputs.read(&ready.outputs, &mut self.log, now);
         }
+        // Before children are taken: a container that has ended already is one that ran.
+        self.follow_launch(now);
         if ready.signals {
             self.reap(now);
         }
@@ -244,14 +328,16 @@ impl Monitor {
 
     fn wait(&self) -> io::Result<Ready> {
         let clients: Vec<BorrowedFd<'_>> = self.server.client_fds().collect();
-        let outputs: Vec<BorrowedFd<'_>> = if matches!(self.phase, Phase::Spare { .. } | Phase::Starting { .. }) {
-            Vec::new()
-        } else {
-            self.outputs.fds().collect()
+        let (outputs, launched): (Vec<BorrowedFd<'_>>, _) = match &self.phase {
+            Phase::Spare { .. } | Phase::Starting { .. } => (Vec::new(), None),
+            Phase::Launching { launched, .. } => (Vec::new(), Some(launched.report().as_fd())),
+            Phase::Running { .. } | Phase::Draining { .. } | Phase::Deleting { .. } | Phase::Ended => {
+                (self.outputs.fds().collect(), None)
+            }
         };
         let (listener, console) = (self.server.listener_fd(), self.console.as_ref().map(AsFd::as_fd));
-        let mut fds: Vec<PollFd<'_>> = Vec::with_capacity(3 + clients.len() + outputs.len());
-        let single = [Some(self.signals.as_fd()), listener, console];
+        let mut fds: Vec<PollFd<'_>> = Vec::with_capacity(4 + clients.len() + outputs.len());
+        let single = [launched, Some(self.signals.as_fd()), listener, console];
         let all = single.iter().flatten().chain(&clients).chain(&outputs);
         fds.extend(all.map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)));
         let timeout = self.deadline().map(|until| remaining(until, clock::instant()));
@@ -262,6 +348,10 @@ impl Monitor {
         }
         let mut flags = fds.iter().map(|fd| !fd.revents().is_empty());
         let mut next = || flags.next().unwrap_or(false);
+        if launched.is_some() {
+            // It is looked at in any case.
+            next();
+        }
         Ok(Ready {
             signals: next(),
             listener: listener.is_some() && next(),
@@ -274,9 +364,10 @@ impl Monitor {
     fn deadline(&self) -> Option<Instant> {
         match &self.phase {
             Phase::Spare { .. } | Phase::Starting { late: true, .. } | Phase::Running { .. } | Phase::Ended => None,
-            Phase::Starting { until, .. } | Phase::Draining { until, .. } | Phase::Deleting { until, .. } => {
-                Some(*until)
-            }
+            Phase::Starting { until, .. }
+            | Phase::Launching { until, .. }
+            | Phase::Draining { until, .. }
+            | Phase::Deleting { until, .. } => Some(*until),
         }
     }
 
@@ -307,17 +398,18 @@ impl Monitor {
                 self.runtime_ended(status, late, now);
             }
             // Somebody has ended it, and without it this is of no use.
-            Phase::Spare { runtime } if *runtime == pid => self.phase = Phase::Ended,
+            Phase::Spare { runtime } if *runtime == Some(pid) => self.phase = Phase::Ended,
             Phase::Starting { .. } if self.early_ends.len() < MAX_EARLY_ENDS => {
                 self.early_ends.push((pid, status, now))
             }
             Phase::Running { pid: container } if *container == pid => self.container_ended(status, now),
             Phase::Deleting { runtime, .. } if *runtime == pid => {
-                self.runtime.mark_removed();
+                self.runtime.iter().for_each(Runtime::mark_removed);
                 self.phase = Phase::Ended;
             }
             Phase::Spare { .. }
             | Phase::Starting { .. }
+            | Phase::Launching { .. }
             | Phase::Running { .. }
             | Phase::Draining { .. }
             | Phase::Deleting { .. }
@@ -420,7 +512,7 @@ impl Monitor {
         match &mut self.phase {
             Phase::Spare { runtime } if self.server.has_no_clients() => {
                 // It has done nothing yet.
-                let _ = kill_process(*runtime, Signal::KILL);
+                let _ = runtime.map(|runtime| kill_process(runtime, Signal::KILL));
                 self.phase = Phase::Ended;
             }
             Phase::Starting { runtime, until, late } if *until <= now && !*late => {
@@ -440,6 +532,7 @@ impl Monitor {
             }
             Phase::Spare { .. }
             | Phase::Starting { .. }
+            | Phase::Launching { .. }
             | Phase::Running { .. }
             | Phase::Draining { .. }
             | Phase::Deleting { .. }
@@ -451,10 +544,16 @@ impl Monitor {
     fn finish(&mut self, exit: Exit) {
         self.keep(EXIT_FILE, &exit);
         self.announce(Event::Exited(exit));
-        self.phase = match self.runtime.delete() {
+        let Some(runtime) = &self.runtime else {
+            // Everything of it went with its first process.
+            mark_removed(&self.dir);
+            self.phase = Phase::Ended;
+            return;
+        };
+        self.phase = match runtime.delete() {
             Ok(runtime) => Phase::Deleting { runtime, until: clock::instant() + DELETE_LIMIT },
             Err(err) => {
-                report(&format_args!("execute {}: {err}", self.config.runtime.path.display()));
+                report(&format_args!("execute {}: {err}", runtime.path().display()));
                 Phase::Ended
             }
         };

@@ -13,7 +13,7 @@ use larder_monitor::{MonitorConfig, RuntimeCommand};
 use rustix::fs::SealFlags;
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 use rustix::process::Pid;
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 use serde::Deserialize;
 
 use crate::diagnostics::report;
@@ -54,13 +54,13 @@ pub(crate) struct Runtime {
 }
 
 impl Runtime {
-    /// The runtime that `config` names. `offered` is used instead of the file if it is a sealed copy.
-    pub(crate) fn new(dir: &Path, config: &MonitorConfig, offered: Option<OwnedFd>) -> Self {
+    /// A runtime for the container of `config`. `offered` is used instead of the file if it is a sealed copy.
+    pub(crate) fn new(dir: &Path, config: &MonitorConfig, command: &RuntimeCommand, offered: Option<OwnedFd>) -> Self {
         let sealed = offered.filter(|fd| {
             rustix::fs::fcntl_get_seals(fd).is_ok_and(|seals| seals.contains(SealFlags::SEAL | SealFlags::WRITE))
         });
         Self {
-            command: config.runtime.clone(),
+            command: command.clone(),
             id: config.id.clone(),
             sealed,
             hidden_mounts: config.hidden_mounts.clone(),
@@ -92,9 +92,14 @@ impl Runtime {
     pub(crate) fn mark_removed(&self) {
         if self.command.root.join(&self.id).exists() {
             report(&"the runtime did not remove the container");
-        } else if let Err(err) = File::create(self.dir.join(REMOVED_FILE)) {
-            report(&format_args!("create {REMOVED_FILE}: {err}"));
+        } else {
+            mark_removed(&self.dir);
         }
+    }
+
+    /// Where its program is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.command.path
     }
 
     fn spawn(&self, args: &[OsString], stdios: Stdios, survival: Survival) -> io::Result<Pid> {
@@ -131,7 +136,7 @@ impl Runtime {
             return start();
         }
         let home = File::open("/proc/self/ns/mnt")?;
-        sys::unshare_mounts()?;
+        sys::unshare(UnshareFlags::NEWNS)?;
         let started = self.hide().and_then(|()| start());
         move_into_link_name_space(home.as_fd(), Some(LinkNameSpaceType::Mount))?;
         started
@@ -148,6 +153,13 @@ impl Runtime {
             }
         }
         Ok(())
+    }
+}
+
+/// Leaves a mark that nothing of the container is left but its files.
+pub(crate) fn mark_removed(dir: &Path) {
+    if let Err(err) = File::create(dir.join(REMOVED_FILE)) {
+        report(&format_args!("create {REMOVED_FILE}: {err}"));
     }
 }
 

@@ -1,5 +1,10 @@
-//! The host's cgroups: which there are, where those of a pod and a container are, and taking away what is left of them. The
-//! OCI runtime makes them and sets the limits.
+//! The host's cgroups: which there are, where those of a pod and a container are, making them, and taking away what is left.
+//! An OCI runtime makes them itself.
+
+mod create;
+mod device_filter;
+mod devices;
+pub mod limits;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -74,12 +79,16 @@ impl CgroupLayout {
 
     /// The directory of the cgroup `path` (below the root, beginning with a slash) in the hierarchy of `controller`.
     pub fn dir(&self, controller: &str, path: &str) -> Option<PathBuf> {
-        let mount = match self {
-            Self::Unified { mount } => mount,
-            Self::PerController { controllers, .. } => controllers.get(controller)?,
-            Self::None => return None,
-        };
+        let mount = self.mount(controller)?;
         Some(mount.join(path.trim_start_matches('/')))
+    }
+
+    fn mount(&self, controller: &str) -> Option<&PathBuf> {
+        match self {
+            Self::Unified { mount } => Some(mount),
+            Self::PerController { controllers, .. } => controllers.get(controller),
+            Self::None => None,
+        }
     }
 
     /// What the runtime specification has to know.

@@ -23,38 +23,40 @@ fn socket_address(dir: &File) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}/{SOCKET_FILE}", dir.as_raw_fd()))
 }
 
+/// How a monitor is executed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct MonitorProgram<'a> {
+    /// What is executed.
+    pub(super) path: &'a Path,
+    /// A sealed copy of the runtime's program.
+    pub(super) sealed_runtime: Option<&'a OwnedFd>,
+}
+
 /// Starts the monitor of the container in `run_dir`, whose configuration is written. Its socket is bound before it runs, so
 /// that it can be connected to at once. Blocks for as long as it takes to execute a program.
-pub(super) fn start(monitor: &Path, run_dir: &Path, sealed_runtime: Option<&OwnedFd>) -> io::Result<Child> {
+pub(super) fn start(monitor: MonitorProgram<'_>, run_dir: &Path) -> io::Result<Child> {
     let socket = UnixListener::bind(socket_address(&File::open(run_dir)?))?;
-    spawn(monitor, "run", run_dir, socket, sealed_runtime)
+    spawn(monitor, "run", run_dir, socket)
 }
 
 /// Starts a spare monitor, and gives the connection that keeps it: connected before it runs, so that there is no moment at
 /// which it would outlive us.
 pub(super) fn start_spare(
-    monitor: &Path,
+    monitor: MonitorProgram<'_>,
     run_dir: &Path,
-    sealed_runtime: Option<&OwnedFd>,
 ) -> io::Result<(Child, std::os::unix::net::UnixStream)> {
     let dir = File::open(run_dir)?;
     let socket = UnixListener::bind(socket_address(&dir))?;
     let connection = std::os::unix::net::UnixStream::connect(socket_address(&dir))?;
-    Ok((spawn(monitor, "spare", run_dir, socket, sealed_runtime)?, connection))
+    Ok((spawn(monitor, "spare", run_dir, socket)?, connection))
 }
 
-fn spawn(
-    monitor: &Path,
-    verb: &str,
-    run_dir: &Path,
-    socket: UnixListener,
-    sealed_runtime: Option<&OwnedFd>,
-) -> io::Result<Child> {
-    let runtime = match sealed_runtime {
+fn spawn(monitor: MonitorProgram<'_>, verb: &str, run_dir: &Path, socket: UnixListener) -> io::Result<Child> {
+    let runtime = match monitor.sealed_runtime {
         Some(copy) => Stdio::from(copy.try_clone()?),
         None => Stdio::null(),
     };
-    let mut command = command(monitor, verb, run_dir)?;
+    let mut command = command(monitor.path, verb, run_dir)?;
     command.stdin(Stdio::from(OwnedFd::from(socket))).stdout(runtime).spawn()
 }
 
@@ -81,7 +83,7 @@ pub(super) async fn collect(monitor: &Path, run_dir: &Path) -> io::Result<()> {
 fn command(monitor: &Path, verb: &str, run_dir: &Path) -> io::Result<Command> {
     let log = File::options().create(true).append(true).open(run_dir.join(MONITOR_LOG_FILE))?;
     let mut command = Command::new(monitor);
-    command.arg(verb).arg(run_dir).env_clear().current_dir("/").stderr(log);
+    command.arg0("larder-monitor").arg(verb).arg(run_dir).env_clear().current_dir("/").stderr(log);
     Ok(command)
 }
 

@@ -1,4 +1,4 @@
-//! Containers through an OCI runtime with the command line of runc: crun and its kin.
+//! Containers through the monitor's own launcher, or an OCI runtime with the command line of runc: crun and its kin.
 //!
 //! Each container has a directory below `<run dir>/containers` (see `record` and [`larder_monitor::files`]), a directory for
 //! its changes below `<root>/containers`, a monitor process, and one task here that listens to the monitor. The directory is
@@ -26,6 +26,7 @@ use self::host_facts::HostFacts;
 use self::spares::Spares;
 use self::start_container::filter;
 use super::oci_spec::Seccomp;
+use super::monitor_client::MonitorProgram;
 use super::program::Program;
 use super::record::{ContainerDirs, Record};
 use super::{
@@ -46,7 +47,7 @@ pub struct OciRuntimeConfig {
     pub run_dir: PathBuf,
     /// On disk; takes what containers write.
     pub root_dir: PathBuf,
-    /// The OCI runtime's program: a path, or a name to look for.
+    /// The OCI runtime's program: a path, or a name to look for. `builtin` for none: the monitor starts containers by itself.
     pub runtime: PathBuf,
     /// Where a runtime that is given by its name is looked for, as in `PATH`.
     pub search_path: String,
@@ -74,6 +75,8 @@ pub struct OciRuntime {
 struct Inner {
     config: OciRuntimeConfig,
     program: Program,
+    /// What is executed for a monitor that starts a container.
+    monitor: PathBuf,
     facts: HostFacts,
     /// The filter of a container with the default capabilities, which nearly all have.
     default_filter: (BTreeSet<String>, Seccomp),
@@ -118,7 +121,8 @@ impl OciRuntime {
     /// # Errors
     /// When the runtime cannot be used, or the run directory cannot be read.
     pub async fn open(config: OciRuntimeConfig) -> Result<Self, RuntimeError> {
-        let program = Program::find(&config.runtime, &config.search_path).await.map_err(|source| RuntimeError::Io {
+        let found = Program::find(&config.runtime, &config.search_path, &config.monitor).await;
+        let program = found.map_err(|source| RuntimeError::Io {
             action: "use runtime",
             path: config.runtime.clone(),
             source,
@@ -133,6 +137,7 @@ impl OciRuntime {
         let filter = filter(&program, &default_capabilities)?;
         let spares = Spares::new(if program.can_wait() { config.spare_starts } else { 0 });
         let inner = Arc::new(Inner {
+            monitor: program.monitor(&config.monitor),
             config,
             program,
             facts,
@@ -217,13 +222,8 @@ impl Runtime for OciRuntime {
         let mut gone = entry.gone.subscribe();
         let waited = tokio::time::timeout(REMOVE_LIMIT, gone.wait_for(|gone| *gone)).await;
         waited.map_err(|late| failed("wait for the end of the monitor in")(late.into()))?.ok();
-        let (inner, dirs, cgroup) = (Arc::clone(&self.inner), entry.dirs.clone(), entry.record.cgroup.clone());
-        let pod_uid = entry.record.pod_uid.clone();
-        let removed = blocking(move || {
-            inner.facts.cgroups.remove(&cgroup)?;
-            inner.facts.cgroups.remove_if_empty(&cgroup::pod_path(&inner.config.cgroup_parent, &pod_uid));
-            rootfs::remove(&dirs)
-        });
+        let (inner, removing) = (Arc::clone(&self.inner), Arc::clone(&entry));
+        let removed = blocking(move || inner.take_back(&removing.record, &removing.dirs));
         removed.await.map_err(failed("remove"))?;
         self.inner.containers().remove(&id.0);
         Ok(())
@@ -262,6 +262,17 @@ impl Inner {
 
     fn containers_disk_dir(&self) -> PathBuf {
         self.config.root_dir.join("containers")
+    }
+
+    fn monitor(&self) -> MonitorProgram<'_> {
+        MonitorProgram { path: &self.monitor, sealed_runtime: self.program.sealed_runtime() }
+    }
+
+    /// Removes everything of a container that does not run, but its log.
+    fn take_back(&self, record: &Record, dirs: &ContainerDirs) -> io::Result<()> {
+        self.facts.cgroups.remove(&record.cgroup)?;
+        self.facts.cgroups.remove_if_empty(&cgroup::pod_path(&self.config.cgroup_parent, &record.pod_uid));
+        rootfs::remove(dirs)
     }
 
     /// Puts a container into the books and listens to its monitor.

@@ -12,6 +12,7 @@ use super::capabilities;
 use super::users::ProcessUser;
 use super::{BindMount, ContainerSpec, ResourceSpec};
 use crate::host::cgroup::CgroupFeatures;
+use crate::host::cgroup::limits::{CPU_PERIOD, CPU_SHARES, CgroupLimits};
 
 /// The search path of a container whose image sets none.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -35,12 +36,8 @@ const MASKED_PATHS: [&str; 12] = [
 /// Parts of `/proc` that a container must not write to.
 const READONLY_PATHS: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-/// The period of the processor's bandwidth control in microseconds.
-const CPU_PERIOD: u64 = 100_000;
 /// The least quota of a period, in microseconds, that the kernel takes.
 const MIN_CPU_QUOTA: u64 = 1_000;
-/// The range of `cpu.shares`.
-const CPU_SHARES: (u64, u64) = (2, 262_144);
 
 /// What the specification needs besides the container itself: what the host is like, and what was looked up.
 #[derive(Debug)]
@@ -212,19 +209,33 @@ fn namespaces(spec: &ContainerSpec, cgroups: CgroupFeatures) -> Value {
     Value::Array(namespaces)
 }
 
-fn resources(spec: &ContainerSpec, cgroups: CgroupFeatures) -> Value {
+/// The limits of a container's cgroups.
+pub fn limits(spec: &ContainerSpec, cgroups: CgroupFeatures) -> CgroupLimits {
     let wanted = &spec.resources;
+    let quota = |milli: u64| (milli.saturating_mul(CPU_PERIOD) / 1000).max(MIN_CPU_QUOTA);
+    let memory_bytes = wanted.memory_limit_bytes.filter(|limit| *limit > 0);
+    CgroupLimits {
+        cpu_shares: cpu_shares(wanted),
+        cpu_quota: wanted.cpu_limit_milli.filter(|limit| *limit > 0).map(quota),
+        memory_bytes,
+        no_swap: cgroups.swap && memory_bytes.is_some(),
+        all_devices: spec.security.privileged,
+    }
+}
+
+fn resources(spec: &ContainerSpec, cgroups: CgroupFeatures) -> Value {
+    let limits = limits(spec, cgroups);
     let mut resources = json!({
-        "devices": [{ "allow": spec.security.privileged, "access": "rwm" }],
-        "cpu": { "shares": cpu_shares(wanted) },
+        "devices": [{ "allow": limits.all_devices, "access": "rwm" }],
+        "cpu": { "shares": limits.cpu_shares },
     });
-    if let Some(limit) = wanted.cpu_limit_milli.filter(|limit| *limit > 0) {
-        resources["cpu"]["quota"] = json!((limit.saturating_mul(CPU_PERIOD) / 1000).max(MIN_CPU_QUOTA));
+    if let Some(quota) = limits.cpu_quota {
+        resources["cpu"]["quota"] = json!(quota);
         resources["cpu"]["period"] = json!(CPU_PERIOD);
     }
-    if let Some(limit) = wanted.memory_limit_bytes.filter(|limit| *limit > 0) {
+    if let Some(limit) = limits.memory_bytes {
         resources["memory"] = json!({ "limit": limit });
-        if cgroups.swap {
+        if limits.no_swap {
             // Memory and swap together, so that no swap can be used.
             resources["memory"]["swap"] = json!(limit);
         }

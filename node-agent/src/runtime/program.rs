@@ -1,8 +1,9 @@
-//! The OCI runtime's program: where it is, what it is, and a sealed copy of it in memory.
+//! What starts containers: the OCI runtime's program, or the monitor's where that does it by itself. Where it is, what it is,
+//! and a sealed copy of it in memory.
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,11 +12,16 @@ use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 /// How long the runtime may take to tell its version.
 const VERSION_LIMIT: Duration = Duration::from_secs(10);
 
-/// The runtime's program.
+/// The name in the place of a program's that has the monitor start containers by itself.
+pub(super) const BUILT_IN: &str = "builtin";
+
+/// The program.
 #[derive(Debug)]
 pub(super) struct Program {
     /// Where it is.
     pub(super) path: PathBuf,
+    /// Whether it is the monitor.
+    pub(super) is_built_in: bool,
     /// `crun://1.8.1`.
     pub(super) version: String,
     /// A copy that nobody can write to. crun and runc make one for themselves at every start and execute themselves again if
@@ -25,35 +31,78 @@ pub(super) struct Program {
 }
 
 impl Program {
-    /// Finds the program `name`, a path or a name to look for in `search_path`, and asks it for its version.
-    pub(super) async fn find(name: &Path, search_path: &str) -> io::Result<Self> {
+    /// Finds the OCI runtime `name`, a path or a name to look for in `search_path`, and asks it for its version. The name
+    /// [`BUILT_IN`] stands for `monitor`.
+    pub(super) async fn find(name: &Path, search_path: &str, monitor: &Path) -> io::Result<Self> {
+        if name == Path::new(BUILT_IN) {
+            return Self::built_in(monitor).await;
+        }
         let path = locate(name, search_path)?;
-        let mut command = tokio::process::Command::new(&path);
-        command.arg("--version").kill_on_drop(true).stdin(std::process::Stdio::null());
-        let output = tokio::time::timeout(VERSION_LIMIT, command.output()).await.map_err(|_| {
-            io::Error::new(io::ErrorKind::TimedOut, format!("no answer to --version within {VERSION_LIMIT:?}"))
-        })??;
-        let version = version_from(&String::from_utf8_lossy(&output.stdout)).ok_or_else(|| {
-            io::Error::new(io::ErrorKind::InvalidData, "the answer to --version is none of an OCI runtime")
-        })?;
-        let copied = path.clone();
-        let sealed = tokio::task::spawn_blocking(move || sealed_copy(&copied)).await.ok().and_then(Result::ok);
-        Ok(Self { path, version, sealed: sealed.flatten() })
+        let version = ask_version(&path).await?;
+        let sealed = seal(&path).await.ok().flatten();
+        Ok(Self { path, is_built_in: false, version, sealed })
+    }
+
+    /// The monitor, which runs from memory alone: in a container that it starts it is what `/proc/self/exe` leads to, which
+    /// must be nothing that could be written to.
+    async fn built_in(monitor: &Path) -> io::Result<Self> {
+        let sealed = seal(monitor).await.and_then(|copy| copy.ok_or_else(|| io::ErrorKind::InvalidInput.into()));
+        let copy = sealed.map_err(|err| in_memory("copy", monitor, &err))?;
+        let version = ask_version(&in_proc(&copy)).await.map_err(|err| in_memory("execute", monitor, &err))?;
+        Ok(Self { path: monitor.to_owned(), is_built_in: true, version, sealed: Some(copy) })
+    }
+
+    /// What to execute for the monitor: its sealed copy, where it starts containers by itself.
+    pub(super) fn monitor(&self, path: &Path) -> PathBuf {
+        self.sealed.as_ref().filter(|_| self.is_built_in).map_or_else(|| path.to_owned(), in_proc)
+    }
+
+    /// The sealed copy of the OCI runtime, for the monitor.
+    pub(super) fn sealed_runtime(&self) -> Option<&OwnedFd> {
+        self.sealed.as_ref().filter(|_| !self.is_built_in)
     }
 
     /// Whether it takes a compiled system call filter as an annotation.
     pub(super) fn takes_compiled_filter(&self) -> bool {
-        self.is_crun()
+        self.is_crun() || self.is_built_in
     }
 
-    /// Whether it can be started before there is a container: nothing is done before `config.json` is read, and what is kept
-    /// of that for later is copied from its path afterwards.
+    /// Whether it can be started before there is a container. An OCI runtime can if nothing is done before `config.json` is
+    /// read, and what is kept of that for later is copied from its path afterwards.
     pub(super) fn can_wait(&self) -> bool {
-        self.is_crun()
+        self.is_crun() || self.is_built_in
     }
 
     fn is_crun(&self) -> bool {
         self.version.starts_with("crun://")
+    }
+}
+
+fn in_proc(fd: &OwnedFd) -> PathBuf {
+    format!("/proc/self/fd/{}", fd.as_raw_fd()).into()
+}
+
+fn in_memory(verb: &str, monitor: &Path, err: &io::Error) -> io::Error {
+    let remedy = "allow it to execute what lies in memory (memfd), or start with --runtime crun";
+    io::Error::new(err.kind(), format!("{verb} {} in memory: {err}; {remedy}", monitor.display()))
+}
+
+async fn ask_version(path: &Path) -> io::Result<String> {
+    let mut command = tokio::process::Command::new(path);
+    command.arg("--version").kill_on_drop(true).stdin(std::process::Stdio::null());
+    let output = tokio::time::timeout(VERSION_LIMIT, command.output()).await.map_err(|_| {
+        io::Error::new(io::ErrorKind::TimedOut, format!("no answer to --version within {VERSION_LIMIT:?}"))
+    })??;
+    version_from(&String::from_utf8_lossy(&output.stdout)).ok_or_else(|| {
+        io::Error::new(io::ErrorKind::InvalidData, "the answer to --version is none of an OCI runtime")
+    })
+}
+
+async fn seal(path: &Path) -> io::Result<Option<OwnedFd>> {
+    let path = path.to_owned();
+    match tokio::task::spawn_blocking(move || sealed_copy(&path)).await {
+        Ok(sealed) => sealed,
+        Err(err) => std::panic::resume_unwind(err.into_panic()),
     }
 }
 

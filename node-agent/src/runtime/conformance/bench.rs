@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use ::oci_spec::image::{ConfigBuilder, ImageConfigurationBuilder};
 use larder_monitor::files::{self, CONFIG_FILE, SOCKET_FILE, STATE_FILE};
-use larder_monitor::{LogConfig, MonitorConfig, RuntimeCommand};
+use larder_monitor::{LogConfig, MonitorConfig, RuntimeCommand, Starter};
 use tempfile::TempDir;
 
 use crate::host::cgroup::CgroupLayout;
@@ -165,11 +165,11 @@ impl Bench {
         MonitorConfig {
             id: record.id.clone(),
             bundle: dirs.run.clone(),
-            runtime: RuntimeCommand {
+            starter: Starter::Runtime(RuntimeCommand {
                 path: self.runtime_name.into(),
                 root: self.path("run/runtime"),
                 options: Vec::new(),
-            },
+            }),
             log: LogConfig { path: record.log_path.clone(), max_size: 64 * 1024, max_files: 3 },
             terminal: false,
             stdin: false,

@@ -20,7 +20,7 @@ fn value<'a>(lines: &'a [String], key: &str) -> &'a str {
 
 #[rstest]
 #[tokio::test]
-async fn too_much_memory_ends_it_and_the_reason_is_told(#[values("crun", "runc")] runtime: &'static str) {
+async fn too_much_memory_ends_it_and_the_reason_is_told(#[values("builtin", "crun", "runc")] runtime: &'static str) {
     let bench = Bench::new(runtime);
     let runtime = bench.open().await;
     let mut spec = bench.shell("c1", "x=0123456789abcdef; while :; do x=$x$x; done");
@@ -31,7 +31,7 @@ async fn too_much_memory_ends_it_and_the_reason_is_told(#[values("crun", "runc")
 
 #[rstest]
 #[tokio::test]
-async fn limits_are_set_in_the_cgroups(#[values("crun", "runc")] runtime: &'static str) {
+async fn limits_are_set_in_the_cgroups(#[values("builtin", "crun", "runc")] runtime: &'static str) {
     let bench = Bench::new(runtime);
     let runtime = bench.open().await;
     let mut spec = bench.shell("c1", "sleep 1000");
@@ -57,7 +57,7 @@ async fn limits_are_set_in_the_cgroups(#[values("crun", "runc")] runtime: &'stat
 
 #[rstest]
 #[tokio::test]
-async fn the_default_confinement_holds(#[values("crun", "runc")] runtime: &'static str) {
+async fn the_default_confinement_holds(#[values("builtin", "crun", "runc")] runtime: &'static str) {
     let bench = Bench::new(runtime);
     let runtime = bench.open().await;
     // A new user namespace takes no capability, so that only the filter can refuse it. chroot it must let through.
@@ -77,7 +77,7 @@ async fn the_default_confinement_holds(#[values("crun", "runc")] runtime: &'stat
 
 #[rstest]
 #[tokio::test]
-async fn without_the_filter_a_namespace_can_be_made(#[values("crun", "runc")] runtime: &'static str) {
+async fn without_the_filter_a_namespace_can_be_made(#[values("builtin", "crun", "runc")] runtime: &'static str) {
     let bench = Bench::new(runtime);
     let runtime = bench.open().await;
     let mut spec = bench.shell("c1", &format!("{STATUS}; unshare -U true && echo unshared"));
@@ -90,7 +90,7 @@ async fn without_the_filter_a_namespace_can_be_made(#[values("crun", "runc")] ru
 
 #[rstest]
 #[tokio::test]
-async fn a_restricted_container_has_nothing(#[values("crun", "runc")] runtime: &'static str) {
+async fn a_restricted_container_has_nothing(#[values("builtin", "crun", "runc")] runtime: &'static str) {
     let bench = Bench::new(runtime);
     let runtime = bench.open().await;
     let mut spec = bench.shell("c1", &format!("{STATUS}; touch /x || echo read-only; id -u; id -g; id -G"));
@@ -117,7 +117,7 @@ async fn a_restricted_container_has_nothing(#[values("crun", "runc")] runtime: &
 #[case::strict(GroupsPolicy::Strict, &[102, 2000])]
 #[tokio::test]
 async fn the_user_that_is_told_is_the_one_that_runs(
-    #[values("crun", "runc")] runtime: &'static str,
+    #[values("builtin", "crun", "runc")] runtime: &'static str,
     #[case] groups_policy: GroupsPolicy,
     #[case] groups: &[u32],
 ) {
@@ -140,7 +140,7 @@ async fn the_user_that_is_told_is_the_one_that_runs(
 
 #[rstest]
 #[tokio::test]
-async fn an_administrator_gets_a_wider_filter(#[values("crun", "runc")] runtime: &'static str) {
+async fn an_administrator_gets_a_wider_filter(#[values("builtin", "crun", "runc")] runtime: &'static str) {
     let bench = Bench::new(runtime);
     let runtime = bench.open().await;
     let mut spec = bench.shell("c1", "mount -t tmpfs none /tmp && echo mounted");

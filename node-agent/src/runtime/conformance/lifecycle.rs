@@ -12,7 +12,7 @@ use crate::runtime::{BindMount, ContainerId, ContainerSpec, Runtime, RuntimeErro
 #[case::failed("exit 3", 3, "Error")]
 #[tokio::test]
 async fn an_exit_code_is_kept(
-    #[values("crun", "runc")] runtime: &'static str,
+    #[values("builtin", "crun", "runc")] runtime: &'static str,
     #[case] script: &str,
     #[case] code: i32,
     #[case] reason: &str,
@@ -26,7 +26,7 @@ async fn an_exit_code_is_kept(
 
 #[rstest]
 #[tokio::test]
-async fn output_is_logged_in_the_cri_format(#[values("crun", "runc")] runtime: &'static str) {
+async fn output_is_logged_in_the_cri_format(#[values("builtin", "crun", "runc")] runtime: &'static str) {
     let bench = Bench::new(runtime);
     let runtime = bench.open().await;
     let script = "echo out; echo err >&2; echo; printf 'no newline'";
@@ -39,7 +39,7 @@ async fn output_is_logged_in_the_cri_format(#[values("crun", "runc")] runtime: &
 
 #[rstest]
 #[tokio::test]
-async fn a_log_is_turned_over_and_nothing_of_the_newest_is_lost(#[values("crun", "runc")] runtime: &'static str) {
+async fn a_log_is_turned_over_and_nothing_of_the_newest_is_lost(#[values("builtin", "crun", "runc")] runtime: &'static str) {
     let bench = Bench::new(runtime);
     let runtime = bench.open().await;
     bench.run(&runtime, bench.shell("c1", "seq 1 20000")).await;
@@ -59,7 +59,7 @@ async fn a_log_is_turned_over_and_nothing_of_the_newest_is_lost(#[values("crun",
 #[case::killed(Signal::Kill, 137, Some(9))]
 #[tokio::test]
 async fn a_signal_ends_a_container(
-    #[values("crun", "runc")] runtime: &'static str,
+    #[values("builtin", "crun", "runc")] runtime: &'static str,
     #[case] signal: Signal,
     #[case] code: i32,
     #[case] by: Option<i32>,
@@ -78,7 +78,7 @@ async fn a_signal_ends_a_container(
 
 #[rstest]
 #[tokio::test]
-async fn the_images_stop_signal_is_used(#[values("crun", "runc")] runtime: &'static str) {
+async fn the_images_stop_signal_is_used(#[values("builtin", "crun", "runc")] runtime: &'static str) {
     let bench = Bench::new(runtime);
     let runtime = bench.open().await;
     let mut spec = bench.shell("c1", "trap 'exit 4' QUIT; echo ready; while :; do sleep 0.1; done");
@@ -96,7 +96,7 @@ async fn the_images_stop_signal_is_used(#[values("crun", "runc")] runtime: &'sta
 
 #[rstest]
 #[tokio::test]
-async fn a_program_that_is_not_there_is_a_start_error(#[values("crun", "runc")] runtime: &'static str) {
+async fn a_program_that_is_not_there_is_a_start_error(#[values("builtin", "crun", "runc")] runtime: &'static str) {
     let bench = Bench::new(runtime);
     let runtime = bench.open().await;
     let spec = ContainerSpec { command: vec!["/bin/missing".into()], ..bench.shell("c1", "") };
@@ -109,7 +109,7 @@ async fn a_program_that_is_not_there_is_a_start_error(#[values("crun", "runc")] 
 
 #[rstest]
 #[tokio::test]
-async fn what_cannot_be_described_is_refused_and_leaves_nothing(#[values("crun", "runc")] runtime: &'static str) {
+async fn what_cannot_be_described_is_refused_and_leaves_nothing(#[values("builtin", "crun", "runc")] runtime: &'static str) {
     let bench = Bench::new(runtime);
     let runtime = bench.open().await;
     let spec = ContainerSpec { command: Vec::new(), ..bench.shell("c1", "") };
@@ -125,7 +125,7 @@ async fn what_cannot_be_described_is_refused_and_leaves_nothing(#[values("crun",
 
 #[rstest]
 #[tokio::test]
-async fn removal_leaves_nothing_but_the_log(#[values("crun", "runc")] runtime: &'static str) {
+async fn removal_leaves_nothing_but_the_log(#[values("builtin", "crun", "runc")] runtime: &'static str) {
     let bench = Bench::new(runtime);
     let runtime = bench.open().await;
     let container =
@@ -152,7 +152,7 @@ async fn removal_leaves_nothing_but_the_log(#[values("crun", "runc")] runtime: &
 
 #[rstest]
 #[tokio::test]
-async fn what_a_container_has_written_is_measured(#[values("crun", "runc")] runtime: &'static str) {
+async fn what_a_container_has_written_is_measured(#[values("builtin", "crun", "runc")] runtime: &'static str) {
     let bench = Bench::new(runtime);
     let runtime = bench.open().await;
     let script = "dd if=/dev/zero of=/tmp/file bs=1024 count=2048 2>/dev/null; echo ready; sleep 1000";
@@ -166,7 +166,7 @@ async fn what_a_container_has_written_is_measured(#[values("crun", "runc")] runt
 
 #[rstest]
 #[tokio::test]
-async fn a_terminal_is_one(#[values("crun", "runc")] runtime: &'static str) {
+async fn a_terminal_is_one(#[values("builtin", "crun", "runc")] runtime: &'static str) {
     let bench = Bench::new(runtime);
     let runtime = bench.open().await;
     let spec = ContainerSpec { tty: true, ..bench.shell("c1", "tty; echo err >&2; echo $TERM") };
@@ -179,7 +179,7 @@ async fn a_terminal_is_one(#[values("crun", "runc")] runtime: &'static str) {
 
 #[rstest]
 #[tokio::test]
-async fn standard_input_is_closed_unless_it_is_asked_for(#[values("crun", "runc")] runtime: &'static str) {
+async fn standard_input_is_closed_unless_it_is_asked_for(#[values("builtin", "crun", "runc")] runtime: &'static str) {
     let bench = Bench::new(runtime);
     let runtime = bench.open().await;
     assert_eq!(bench.run(&runtime, bench.shell("c1", "cat; exit 6")).await.exit_code, 6);
@@ -193,7 +193,7 @@ async fn standard_input_is_closed_unless_it_is_asked_for(#[values("crun", "runc"
 
 #[rstest]
 #[tokio::test]
-async fn the_surroundings_are_those_of_the_pod(#[values("crun", "runc")] runtime: &'static str) {
+async fn the_surroundings_are_those_of_the_pod(#[values("builtin", "crun", "runc")] runtime: &'static str) {
     let bench = Bench::new(runtime);
     let runtime = bench.open().await;
     std::fs::write(bench.path("data"), "from the host").unwrap();
@@ -215,7 +215,7 @@ async fn the_surroundings_are_those_of_the_pod(#[values("crun", "runc")] runtime
 
 #[rstest]
 #[tokio::test]
-async fn an_id_is_given_once(#[values("crun", "runc")] runtime: &'static str) {
+async fn an_id_is_given_once(#[values("builtin", "crun", "runc")] runtime: &'static str) {
     let bench = Bench::new(runtime);
     let runtime = bench.open().await;
     let container = runtime.start(bench.shell("c1", "sleep 1000"), BTreeMap::new()).await.unwrap();

@@ -16,7 +16,7 @@ async fn only_container(runtime: &impl Runtime) -> Container {
 
 #[rstest]
 #[tokio::test]
-async fn a_running_container_is_adopted(#[values("crun", "runc")] runtime: &'static str) {
+async fn a_running_container_is_adopted(#[values("builtin", "crun", "runc")] runtime: &'static str) {
     let bench = Bench::new(runtime);
     let runtime = bench.open().await;
     let spec = bench.shell("c1", "trap 'echo bye; exit 9' TERM; echo ready; while :; do sleep 0.1; done");
@@ -44,7 +44,7 @@ async fn a_running_container_is_adopted(#[values("crun", "runc")] runtime: &'sta
 
 #[rstest]
 #[tokio::test]
-async fn an_end_while_nobody_listens_is_not_lost(#[values("crun", "runc")] runtime: &'static str) {
+async fn an_end_while_nobody_listens_is_not_lost(#[values("builtin", "crun", "runc")] runtime: &'static str) {
     let bench = Bench::new(runtime);
     let runtime = bench.open().await;
     let spec = bench.shell("c1", "while [ ! -e /dev/shm/go ]; do sleep 0.05; done; echo last; exit 11");
@@ -64,7 +64,7 @@ async fn an_end_while_nobody_listens_is_not_lost(#[values("crun", "runc")] runti
 
 #[rstest]
 #[tokio::test]
-async fn a_killed_monitor_takes_its_container_with_it(#[values("crun", "runc")] runtime: &'static str) {
+async fn a_killed_monitor_takes_its_container_with_it(#[values("builtin", "crun", "runc")] runtime: &'static str) {
     let bench = Bench::new(runtime);
     let runtime = bench.open().await;
     let container = runtime.start(bench.shell("c1", "sleep 1000"), BTreeMap::new()).await.unwrap();
@@ -79,7 +79,7 @@ async fn a_killed_monitor_takes_its_container_with_it(#[values("crun", "runc")] 
 
 #[rstest]
 #[tokio::test]
-async fn a_monitor_killed_while_nobody_listens_is_found(#[values("crun", "runc")] runtime: &'static str) {
+async fn a_monitor_killed_while_nobody_listens_is_found(#[values("builtin", "crun", "runc")] runtime: &'static str) {
     let bench = Bench::new(runtime);
     let runtime = bench.open().await;
     let container = runtime.start(bench.shell("c1", "sleep 1000"), BTreeMap::new()).await.unwrap();
@@ -99,7 +99,7 @@ async fn a_monitor_killed_while_nobody_listens_is_found(#[values("crun", "runc")
 /// The agent was killed when it had bound the monitor's socket and not yet started the monitor.
 #[rstest]
 #[tokio::test]
-async fn a_container_whose_monitor_never_ran_is_as_if_it_had_not_been(#[values("crun", "runc")] runtime: &'static str) {
+async fn a_container_whose_monitor_never_ran_is_as_if_it_had_not_been(#[values("builtin", "crun", "runc")] runtime: &'static str) {
     let bench = Bench::new(runtime);
     bench.leave_without_monitor("c1");
     let runtime = bench.open().await;
@@ -110,7 +110,7 @@ async fn a_container_whose_monitor_never_ran_is_as_if_it_had_not_been(#[values("
 
 #[rstest]
 #[tokio::test]
-async fn what_was_left_half_made_is_removed(#[values("crun", "runc")] runtime: &'static str) {
+async fn what_was_left_half_made_is_removed(#[values("builtin", "crun", "runc")] runtime: &'static str) {
     let bench = Bench::new(runtime);
     for path in ["run/containers/no-record/rootfs", "root/containers/after-reboot/upper"] {
         std::fs::create_dir_all(bench.path(path)).unwrap();

@@ -21,6 +21,9 @@ impl Inner {
                 Ok(Some(record)) if record.id == id && !never_started(&dirs, &record) => {
                     found.push(Entry::new(record, dirs));
                 }
+                Ok(Some(record)) if record.id == id => {
+                    self.take_back(&record, &dirs).map_err(failed("remove", &dirs.run))?;
+                }
                 Ok(_) => rootfs::remove(&dirs).map_err(failed("remove", &dirs.run))?,
                 Err(err) => {
                     tracing::warn!(container = %id, error = &err as &dyn std::error::Error, "container record is unreadable, removing it");

@@ -2,8 +2,11 @@
 //!
 //! Half of the time in which a container starts goes to what is the same for all: executing the monitor, copying the host's
 //! mounts for the runtime where it must not see some of them, executing the runtime and linking it. A spare start has that
-//! behind it. It is a container's directory with its monitor and a runtime that reads `config.json` there, which is a fifo.
-//! Whoever starts a container takes one, puts the container together around it, and feeds the fifo.
+//! behind it. It is a container's directory with its monitor and, where there is one, a runtime that reads `config.json` there,
+//! which is a fifo. Whoever starts a container takes one, puts the container together around it, and feeds the fifo.
+//!
+//! Without a runtime the monitor itself waits, for the end of the connection that keeps it: it then looks whether there is a
+//! container.
 //!
 //! A spare ends when its connection to us does, so none outlives the agent, however that ends; its directory has no record,
 //! and is removed at the next start as anything half made is.
@@ -56,8 +59,8 @@ struct Spare {
 #[derive(Debug)]
 pub(super) struct Taken {
     spare: Spare,
-    /// Where the runtime waits.
-    fifo: File,
+    /// Where the runtime waits, if there is one.
+    fifo: Option<File>,
 }
 
 impl Spares {
@@ -77,16 +80,17 @@ impl Taken {
         &self.spare.id
     }
 
-    /// Gives the runtime the specification of the container that was put together in `dirs`. Blocks until it has read it; the
-    /// monitor, which hears of the container now, sees to it that this is not for ever.
+    /// Has the container started that was put together in `dirs`, and gives a runtime its specification. Blocks until that has
+    /// read it; the monitor, which hears of the container now, sees to it that this is not for ever.
     pub(super) fn feed(&mut self, dirs: &ContainerDirs) -> io::Result<()> {
         self.spare.connection = None;
+        let Some(fifo) = &mut self.fifo else { return Ok(()) };
         let spec = fs::read(dirs.run.join(SPEC_FILE))?;
         let (last, before) = spec.split_last().ok_or(io::ErrorKind::UnexpectedEof)?;
-        self.fifo.write_all(before)?;
+        fifo.write_all(before)?;
         // Before the last byte: nothing may start of which it is not known that it was to.
         File::create(dirs.run.join(FED_FILE))?;
-        self.fifo.write_all(&[*last])
+        fifo.write_all(&[*last])
     }
 
     /// The monitor of the container. Tells the runtime that it has read all.
@@ -105,11 +109,18 @@ impl Inner {
         let there = self.spares.ready().len();
         for _ in 0..there {
             let mut spare = self.spares.ready().pop_front()?;
+            if self.program.is_built_in {
+                if matches!(spare.monitor.try_wait(), Ok(None)) {
+                    return Some(Taken { spare, fifo: None });
+                }
+                self.tasks.spawn(dismiss(Arc::clone(self), spare));
+                continue;
+            }
             let fifo = self.dirs(&spare.id).run.join(SPEC_FILE);
             // It can be opened for writing as long as somebody reads.
             let flags = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or_default();
             match File::options().write(true).custom_flags(flags).open(&fifo).and_then(blocks) {
-                Ok(fifo) => return Some(Taken { spare, fifo }),
+                Ok(fifo) => return Some(Taken { spare, fifo: Some(fifo) }),
                 // Its runtime is on the way there.
                 Err(_) if matches!(spare.monitor.try_wait(), Ok(None)) => self.spares.ready().push_back(spare),
                 Err(err) => {
@@ -131,11 +142,14 @@ impl Inner {
 
     /// Whether the runtime of a spare, which has been started before anything of the container was known, can start it.
     fn can_wait_for(&self, spec: &ContainerSpec) -> bool {
+        if self.program.is_built_in {
+            return true;
+        }
         // Where it lives in mounts of its own, it sees of the host's newer ones only those below our own folders.
         let ours = [&self.config.run_dir, &self.config.root_dir];
         let sees = |source: &Path| ours.iter().any(|folder| source.starts_with(folder));
         let sees_all =
-            self.facts.cgroups.hidden_mounts().is_empty() || spec.mounts.iter().all(|mount| sees(&mount.source));
+            self.hidden_mounts().is_empty() || spec.mounts.iter().all(|mount| sees(&mount.source));
         !spec.tty && !spec.stdin && sees_all
     }
 
@@ -143,12 +157,16 @@ impl Inner {
         let ContainerId(id) = ContainerId::random();
         let dirs = self.dirs(&id);
         self.make_folder(&dirs)?;
-        let made = mkfifoat(CWD, dirs.run.join(SPEC_FILE), Mode::RUSR | Mode::WUSR).map_err(io::Error::from);
+        let made = if self.program.is_built_in {
+            Ok(())
+        } else {
+            mkfifoat(CWD, dirs.run.join(SPEC_FILE), Mode::RUSR | Mode::WUSR).map_err(io::Error::from)
+        };
         let made = made.and_then(|()| {
             // It is told where its log is once it has a container.
             let config = self.monitor_config(&id, &dirs, dirs.run.join("unknown.log"));
             files::write_json(&dirs.run, CONFIG_FILE, &config).map_err(io::Error::other)?;
-            monitor_client::start_spare(&self.config.monitor, &dirs.run, self.program.sealed.as_ref())
+            monitor_client::start_spare(self.monitor(), &dirs.run)
         });
         match made {
             Ok((monitor, connection)) => Ok(Spare { id, monitor, connection: Some(connection) }),

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use larder_monitor::files::{self, CONFIG_FILE};
-use larder_monitor::{LogConfig, MonitorConfig, RuntimeCommand};
+use larder_monitor::{Launch, LogConfig, MonitorConfig, RuntimeCommand, Starter};
 use tokio::time::Instant;
 
 use super::spares::{SPEC_FILE, Taken};
@@ -19,7 +19,7 @@ use crate::runtime::program::Program;
 use crate::runtime::record::{ContainerDirs, RECORD_FILE, Record, is_usable_id};
 use crate::runtime::users::ProcessUser;
 use crate::runtime::{
-    Container, ContainerSpec, RuntimeError, capabilities, exit, monitor_client, rootfs, seccomp, users,
+    Container, ContainerSpec, RuntimeError, capabilities, exit, monitor_client, oci_spec, rootfs, seccomp, users,
 };
 
 impl Inner {
@@ -44,11 +44,13 @@ impl Inner {
         self.make_folder(&dirs).map_err(failed("create", &dirs.run))?;
         let begun = Instant::now();
         let started = self.put_together(id, spec, annotations, &dirs).and_then(|record| {
-            let monitor = monitor_client::start(&self.config.monitor, &dirs.run, self.program.sealed.as_ref());
-            Ok((record, monitor.map_err(failed("start monitor", &self.config.monitor))?))
+            // The first error is the one to tell. What cannot be removed now is found at the next start of the agent.
+            let monitor = monitor_client::start(self.monitor(), &dirs.run)
+                .inspect_err(|_| drop(self.take_back(&record, &dirs)))
+                .map_err(failed("start monitor", &self.config.monitor))?;
+            Ok((record, monitor))
         });
         tracing::debug!(container = id, took = ?begun.elapsed(), "start");
-        // The first error is the one to tell. What cannot be removed now is found at the next start of the agent.
         let (record, monitor) = started.inspect_err(|_| drop(rootfs::remove(&dirs)))?;
         Ok(self.begin_with(record, dirs, monitor))
     }
@@ -86,7 +88,8 @@ impl Inner {
         entry.container.clone()
     }
 
-    /// Puts a container together in `dirs`, and its record down.
+    /// Puts a container together in `dirs`. The last that is written is the monitor's configuration: where a spare monitor
+    /// waits, that is the moment from which on the container will be started.
     pub(super) fn put_together(
         &self,
         id: &str,
@@ -97,6 +100,11 @@ impl Inner {
         let mut record = self.record(id, spec, annotations);
         record.user = Some(self.prepare(spec, &record, dirs)?.into());
         write(&dirs.run, RECORD_FILE, &record)?;
+        let configured = self
+            .starter(spec, &record)
+            .and_then(|starter| write(&dirs.run, CONFIG_FILE, &self.configuration(spec, &record, dirs, starter)));
+        // What a folder's removal does not take along.
+        configured.inspect_err(|_| drop(self.facts.cgroups.remove(&record.cgroup)))?;
         Ok(record)
     }
 
@@ -153,15 +161,47 @@ impl Inner {
         if let Some(folder) = spec.log_path.parent() {
             fs::create_dir_all(folder).map_err(failed("create", folder))?;
         }
-        let config = MonitorConfig {
+        Ok(user)
+    }
+
+    /// Who starts a container, with what it needs for that: its cgroups, which an OCI runtime makes by itself.
+    fn starter(&self, spec: &ContainerSpec, record: &Record) -> Result<Starter, RuntimeError> {
+        if !self.program.is_built_in {
+            return Ok(self.waiting_starter());
+        }
+        let cgroups = &self.facts.cgroups;
+        let made = cgroups.create(&record.cgroup, &oci_spec::limits(spec, cgroups.features()));
+        let cgroups = made.map_err(failed("create cgroup", Path::new(&record.cgroup)))?;
+        Ok(Starter::Launch(Launch { cgroups }))
+    }
+
+    /// The same before anything of the container is known.
+    fn waiting_starter(&self) -> Starter {
+        if self.program.is_built_in {
+            return Starter::Launch(Launch::default());
+        }
+        Starter::Runtime(RuntimeCommand {
+            path: self.program.path.clone(),
+            root: self.config.run_dir.join("runtime"),
+            options: Vec::new(),
+        })
+    }
+
+    fn configuration(
+        &self,
+        spec: &ContainerSpec,
+        record: &Record,
+        dirs: &ContainerDirs,
+        starter: Starter,
+    ) -> MonitorConfig {
+        MonitorConfig {
             terminal: spec.tty,
             stdin: spec.stdin,
             memory_cgroup: self.facts.cgroups.dir("memory", &record.cgroup),
             spare: false,
+            starter,
             ..self.monitor_config(&record.id, dirs, record.log_path.clone())
-        };
-        write(&dirs.run, CONFIG_FILE, &config)?;
-        Ok(user)
+        }
     }
 
     fn filter_for(&self, spec: &ContainerSpec) -> Result<Seccomp, RuntimeError> {
@@ -173,16 +213,17 @@ impl Inner {
         if capabilities == *default { Ok(default_filter.clone()) } else { filter(&self.program, &capabilities) }
     }
 
+    /// The mounts that whoever starts a container must not see.
+    pub(super) fn hidden_mounts(&self) -> Vec<PathBuf> {
+        if self.program.is_built_in { Vec::new() } else { self.facts.cgroups.hidden_mounts() }
+    }
+
     /// The configuration of the monitor of a container that is not known yet.
     pub(super) fn monitor_config(&self, id: &str, dirs: &ContainerDirs, log_path: PathBuf) -> MonitorConfig {
         MonitorConfig {
             id: id.to_owned(),
             bundle: dirs.run.clone(),
-            runtime: RuntimeCommand {
-                path: self.program.path.clone(),
-                root: self.config.run_dir.join("runtime"),
-                options: Vec::new(),
-            },
+            starter: self.waiting_starter(),
             log: LogConfig {
                 path: log_path,
                 max_size: self.config.log_max_size,
@@ -190,7 +231,7 @@ impl Inner {
             },
             terminal: false,
             stdin: false,
-            hidden_mounts: self.facts.cgroups.hidden_mounts(),
+            hidden_mounts: self.hidden_mounts(),
             memory_cgroup: None,
             start_timeout_ms: u64::try_from(self.config.start_limit.as_millis()).unwrap_or(u64::MAX),
             spare: true,

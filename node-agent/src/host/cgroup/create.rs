@@ -1,0 +1,122 @@
+//! Making a container's cgroups.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use larder_monitor::CgroupDir;
+
+use super::limits::CgroupLimits;
+use super::{CgroupLayout, device_filter, devices};
+
+/// The controllers whose hierarchies of version 1 a container has a cgroup in: what limits it, what counts it, and the one by
+/// which systemd knows which service a process belongs to. Others would cost time at each start and are asked by nobody.
+const CONTROLLERS: [&str; 7] = ["cpu", "cpuacct", "memory", "pids", "blkio", "devices", SYSTEMD];
+const SYSTEMD: &str = "name=systemd";
+
+/// The controllers that a container has of the unified hierarchy, where the host has them.
+const UNIFIED_CONTROLLERS: [&str; 4] = ["cpu", "memory", "pids", "io"];
+
+impl CgroupLayout {
+    /// Makes the cgroup `path` (below the root, beginning with a slash) in every hierarchy, and sets its limits. Gives the
+    /// directories of which a process has to be a member.
+    ///
+    /// # Errors
+    /// When the host refuses, with the file in the message. What was made stays, for [`CgroupLayout::remove`].
+    pub fn create(&self, path: &str, limits: &CgroupLimits) -> io::Result<Vec<CgroupDir>> {
+        match self {
+            Self::Unified { mount } => {
+                let dir = create_unified(mount, path, limits)?;
+                Ok(vec![CgroupDir { path: dir, names: Vec::new() }])
+            }
+            Self::PerController { .. } => self.create_per_controller(path, limits),
+            Self::None => Ok(Vec::new()),
+        }
+    }
+
+    fn create_per_controller(&self, path: &str, limits: &CgroupLimits) -> io::Result<Vec<CgroupDir>> {
+        let mut dirs: Vec<CgroupDir> = Vec::new();
+        for controller in CONTROLLERS {
+            let Some((mount, path)) = self.mount(controller).zip(self.dir(controller, path)) else { continue };
+            let known = dirs.iter_mut().find(|dir| dir.path == path);
+            let dir = match known {
+                Some(dir) => dir,
+                None => {
+                    fs::create_dir_all(&path).map_err(|err| named(&path, err))?;
+                    let name = mount.file_name().unwrap_or(mount.as_os_str()).to_string_lossy().into_owned();
+                    dirs.push(CgroupDir { path, names: vec![name] });
+                    let Some(dir) = dirs.last_mut() else { continue };
+                    dir
+                }
+            };
+            if controller != SYSTEMD && !dir.names.iter().any(|name| name == controller) {
+                dir.names.push(controller.to_owned());
+            }
+        }
+        for setting in limits.per_controller() {
+            let dir = self.dir(setting.controller, path);
+            let dir = dir.ok_or_else(|| io::Error::other(format!("this host has no controller {}", setting.controller)))?;
+            write(&dir.join(setting.file), &setting.value)?;
+        }
+        if let Some(dir) = self.dir("devices", path).filter(|_| !limits.all_devices) {
+            write(&dir.join("devices.deny"), "a")?;
+            devices::lines().try_for_each(|line| write(&dir.join("devices.allow"), &line))?;
+        }
+        Ok(dirs)
+    }
+}
+
+fn create_unified(mount: &Path, path: &str, limits: &CgroupLimits) -> io::Result<PathBuf> {
+    let mut dir = mount.to_owned();
+    let mut refused = None;
+    for name in path.split('/').filter(|name| !name.is_empty()) {
+        if let Err(err) = hand_down(&dir) {
+            refused.get_or_insert(err);
+        }
+        dir.push(name);
+        match fs::create_dir(&dir) {
+            Err(err) if err.kind() != io::ErrorKind::AlreadyExists => return Err(named(&dir, err)),
+            _ => {}
+        }
+    }
+    for setting in limits.unified() {
+        let file = dir.join(setting.file);
+        match write(&file, &setting.value) {
+            // Why it is not there says more than that it is not. A weight alone is not worth to fail for.
+            Err(_) if !file.exists() => match refused.take() {
+                Some(err) => return Err(err),
+                None if setting.file == "cpu.weight" => {}
+                None => {
+                    return Err(io::Error::other(format!("this host has no controller {}", setting.controller)));
+                }
+            },
+            written => written?,
+        }
+    }
+    if !limits.all_devices {
+        device_filter::attach(&dir).map_err(|err| named(&dir, err))?;
+    }
+    Ok(dir)
+}
+
+/// Lets the children of a cgroup have its controllers.
+fn hand_down(dir: &Path) -> io::Result<()> {
+    let list = |name: &str| fs::read_to_string(dir.join(name)).map_err(|err| named(&dir.join(name), err));
+    let (own, children) = (list("cgroup.controllers")?, list("cgroup.subtree_control")?);
+    let has = |list: &str, controller: &str| list.split_whitespace().any(|word| word == controller);
+    for controller in UNIFIED_CONTROLLERS {
+        if has(&own, controller) && !has(&children, controller) {
+            write(&dir.join("cgroup.subtree_control"), &format!("+{controller}"))?;
+        }
+    }
+    Ok(())
+}
+
+fn write(path: &Path, value: &str) -> io::Result<()> {
+    let mut file = fs::OpenOptions::new().write(true).open(path).map_err(|err| named(path, err))?;
+    io::Write::write_all(&mut file, value.as_bytes()).map_err(|err| named(path, err))
+}
+
+fn named(path: &Path, err: io::Error) -> io::Error {
+    io::Error::new(err.kind(), format!("{}: {err}", path.display()))
+}
