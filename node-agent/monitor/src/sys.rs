@@ -64,21 +64,17 @@ pub(crate) fn clone_container(child: impl FnOnce()) -> io::Result<Pid> {
     }
 }
 
-/// Takes back what this process does about signals: none is blocked, none is ignored.
+/// Takes back what this process does about signals: none is blocked, and the one that Rust ignores is not. Handlers go with the
+/// execution.
 pub(crate) fn default_signals() -> io::Result<()> {
     let mut set = MaybeUninit::<libc::sigset_t>::uninit();
-    // SAFETY: no handler is called any more that could be surprised; SIG_DFL is valid for every signal, and where it cannot be
-    // set it is already. `set` is initialised by sigemptyset before it is used.
-    unsafe {
-        for signal in 1..=libc::SIGRTMAX() {
-            libc::signal(signal, libc::SIG_DFL);
-        }
+    // SAFETY: SIG_DFL is valid for this signal, and `set` is initialised by sigemptyset before it is used.
+    let done = unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
         libc::sigemptyset(set.as_mut_ptr());
-        if libc::sigprocmask(libc::SIG_SETMASK, set.as_ptr(), std::ptr::null_mut()) != 0 {
-            return Err(io::Error::last_os_error());
-        }
-    }
-    Ok(())
+        libc::sigprocmask(libc::SIG_SETMASK, set.as_ptr(), std::ptr::null_mut())
+    };
+    checked(done.into())
 }
 
 /// Has every descriptor but the three standard streams be closed when a program is executed.

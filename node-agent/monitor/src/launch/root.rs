@@ -8,7 +8,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use larder_monitor::CgroupDir;
-use rustix::fs::{CWD, Mode, OFlags, symlinkat};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2, symlinkat};
 use rustix::io::Errno;
 use rustix::mount::{
     MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_bind, mount_change,
@@ -62,20 +62,23 @@ impl Tree {
         open().or_failure(|| format!("open {}", path.display()))
     }
 
+    /// Mounts them upon what a path leads to.
     fn place(self, destination: &Path, flags: MountFlags) -> Result<(), Failure> {
         let place = make_place(destination, self.is_directory)?;
-        let placed = (|| {
-            if rustix::fs::fstatfs(&place)?.f_type == PROC_MAGIC {
-                return Err(io::Error::other("this leads into /proc, where nothing may be mounted"));
-            }
-            if flags.contains(MountFlags::RDONLY) {
-                sys::make_read_only(&self.mounts)?;
-            }
-            let empty = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-            move_mount(&self.mounts, "", &place, "", empty)?;
-            Ok(())
-        })();
-        placed.or_failure(|| format!("mount {}", destination.display()))
+        let is_proc = || rustix::fs::fstatfs(&place).map(|found| found.f_type == PROC_MAGIC);
+        if is_proc().or_failure(|| format!("look at {}", destination.display()))? {
+            let path = destination.display();
+            return Err(Failure(format!("mount {path}: this leads into /proc, where nothing may be mounted")));
+        }
+        self.put(&place, flags).or_failure(|| format!("mount {}", destination.display()))
+    }
+
+    fn put(self, place: &OwnedFd, flags: MountFlags) -> io::Result<()> {
+        if flags.contains(MountFlags::RDONLY) {
+            sys::make_read_only(&self.mounts)?;
+        }
+        let empty = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+        move_mount(&self.mounts, "", place, "", empty).map_err(io::Error::from)
     }
 }
 
@@ -138,11 +141,11 @@ pub(super) fn place(sources: Vec<Source<'_>>) -> Result<(), Failure> {
 
 /// Mounts a new file system upon a directory.
 fn place_new(destination: &Path, kind: &str, flags: MountFlags, data: &str) -> Result<(), Failure> {
-    make_directory(destination)?;
     let mounted = || {
         // A link of the image's would have it somewhere else than where paths are hidden.
-        if !fs::symlink_metadata(destination)?.is_dir() {
-            return Err(io::Error::from(Errno::NOTDIR));
+        match open_place(destination, ResolveFlags::NO_SYMLINKS) {
+            Err(Errno::NOENT) => drop(walk(destination, true)?),
+            opened => drop(opened?),
         }
         let data = std::ffi::CString::new(data)?;
         mount(kind, destination, kind, flags - MountFlags::RDONLY, Some(&*data))?;
@@ -150,7 +153,7 @@ fn place_new(destination: &Path, kind: &str, flags: MountFlags, data: &str) -> R
             // Of this mount alone: the file system may be shared with other containers of the pod, or with the host.
             mount_remount(destination, MountFlags::BIND | flags, c"")?;
         }
-        Ok(())
+        Ok::<_, io::Error>(())
     };
     mounted().or_failure(|| format!("mount {kind} at {}", destination.display()))
 }
@@ -160,11 +163,14 @@ fn place_cgroups(destination: &Path, dirs: Vec<(&CgroupDir, Tree)>, flags: Mount
     place_new(destination, "tmpfs", flags - MountFlags::RDONLY, "mode=755")?;
     for (cgroup, tree) in dirs {
         let Some((first, others)) = cgroup.names.split_first() else { continue };
-        tree.place(&destination.join(first), flags)?;
-        for name in others {
-            let link = destination.join(name);
-            symlinkat(first, CWD, &link).or_failure(|| format!("make link {}", link.display()))?;
-        }
+        let place = destination.join(first);
+        let placed = || {
+            DirBuilder::new().mode(0o755).create(&place)?;
+            tree.put(&open_place(&place, ResolveFlags::NO_SYMLINKS)?, flags)?;
+            others.iter().try_for_each(|name| symlinkat(first, CWD, destination.join(name)))?;
+            Ok::<_, io::Error>(())
+        };
+        placed().or_failure(|| format!("mount {}", place.display()))?;
     }
     if flags.contains(MountFlags::RDONLY) {
         mount_remount(destination, MountFlags::BIND | flags, c"")
@@ -220,14 +226,21 @@ pub(super) fn make_directory(path: &Path) -> Result<(), Failure> {
 /// Finds the place that a path leads to, and makes what is missing of it: directories, and last of all a directory or a file.
 /// Links are followed, also those that lead nowhere yet.
 fn make_place(destination: &Path, is_directory: bool) -> Result<OwnedFd, Failure> {
-    let open = || {
-        let path = walk(destination, is_directory)?;
-        rustix::fs::open(&path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
-            .map_err(io::Error::from)
+    let open = || match open_place(destination, ResolveFlags::NO_MAGICLINKS) {
+        Err(Errno::NOENT | Errno::LOOP) => {
+            let path = walk(destination, is_directory)?;
+            Ok(open_place(&path, ResolveFlags::NO_SYMLINKS)?)
+        }
+        opened => opened.map_err(io::Error::from),
     };
     open().or_failure(|| format!("make {}", destination.display()))
 }
 
+fn open_place(path: &Path, resolve: ResolveFlags) -> rustix::io::Result<OwnedFd> {
+    openat2(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)
+}
+
+/// Where a path leads, one part after the other.
 fn walk(destination: &Path, is_directory: bool) -> io::Result<PathBuf> {
     let mut current = PathBuf::from("/");
     let mut ahead: VecDeque<PathBuf> = parts(destination).collect();
