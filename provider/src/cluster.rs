@@ -28,6 +28,7 @@ use std::time::Duration;
 use kube::api::{Patch, PatchParams};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tower::limit::ConcurrencyLimitLayer;
 
 pub use access::AccessApi;
 pub use definitions::DefinitionApi;
@@ -47,6 +48,10 @@ pub use webhooks::WebhookApi;
 const OWNER: &str = "larder-provider";
 /// Until the API server must have answered a call that is no watch.
 const CALL: Duration = Duration::from_secs(15);
+/// How many requests wait for their answer at the same time; watches do not count once they are answered. Each one more would
+/// take a connection of its own, whose handshake costs both sides more than the request does: a hundred pods that come together
+/// would be a hundred handshakes before the first of them starts.
+const REQUESTS_AT_ONCE: usize = 16;
 
 /// Why a call to the API server did not succeed. The classes are those that a caller acts on differently.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -144,7 +149,8 @@ impl KubeCluster {
         config.connect_timeout = Some(Duration::from_secs(5));
         let host = config.cluster_url.host().map(|host| host.trim_matches(['[', ']']).to_owned());
         let server = host.map(|host| (host, config.cluster_url.port_u16().unwrap_or(443)));
-        let client = kube::Client::try_from(config).map_err(ConnectError::Client)?;
+        let builder = kube::client::ClientBuilder::try_from(config).map_err(ConnectError::Client)?;
+        let client = builder.with_layer(&ConcurrencyLimitLayer::new(REQUESTS_AT_ONCE)).build();
         Ok(Self { client, server })
     }
 
