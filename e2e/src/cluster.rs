@@ -37,6 +37,8 @@ pub const NGINX: &str = "registry.cn-shanghai.aliyuncs.com/eci_open/nginx:1.14.2
 const NAMESPACE: &str = "larder-system";
 const PATIENCE: Duration = Duration::from_secs(60);
 const GRACE: Duration = Duration::from_secs(10);
+/// How the cgroups of all agents begin.
+pub(crate) const CGROUPS: &str = "larder-e2e-";
 
 /// How a cluster is to be.
 #[derive(Debug, Clone)]
@@ -356,7 +358,7 @@ fn agent(folder: &Path, options: &Options, index: u8) -> Result<Agent> {
         cluster_cidr: Some(format!("10.{net}.0.0/16")),
         listen: Listen::Socket,
         bridge: format!("larder-{tag}{index}"),
-        cgroup_parent: format!("larder-e2e-{tag}{index}"),
+        cgroup_parent: format!("{CGROUPS}{tag}{index}"),
         registry_config: folder.join("registries"),
         cluster_dns: Vec::new(),
         extra: figures::flags(metrics).into_iter().chain(options.agent_flags.clone()).collect(),

@@ -2,7 +2,8 @@
 //!
 //! The test program starts itself again twice. The first child is process 1 of a new process namespace: it mounts `/proc`,
 //! brings up the loopback and a link to nowhere, and reaps. The second child runs the tests. When the tests end, process 1
-//! ends, and with it the kernel ends everything that they started: no process, mount, link or rule stays, whatever failed.
+//! ends, and with it the kernel ends everything that they started: no process, mount, link or rule stays, whatever failed. The
+//! cgroups that are left are removed then.
 
 use std::ffi::OsString;
 use std::io;
@@ -37,6 +38,8 @@ fn outside() -> anyhow::Result<ExitCode> {
     unsafe { rustix::thread::unshare_unsafe(flags) }.context("make namespaces")?;
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).context("keep mounts apart")?;
     let status = again("init")?.status().context("start process 1")?;
+    // There are no namespaces for these: what runs in them has ended, but they have not.
+    larder_dev::down::remove_empty_cgroups(crate::cluster::CGROUPS).context("remove cgroups")?;
     Ok(exit_code(status.code()))
 }
 

@@ -1,4 +1,4 @@
-//! The whole agent with everything real: its own process, the kernel, crun and a registry on loopback. Needs root, crun,
+//! The whole agent with everything real: its own process, the kernel and a registry on loopback. Needs root,
 //! nft and a static busybox at `/usr/bin/busybox`; where one is missing the tests fail.
 
 #[cfg(test)]

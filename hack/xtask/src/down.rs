@@ -91,6 +91,14 @@ pub(crate) fn clear_cgroup(name: &str) -> anyhow::Result<()> {
     host::clear_cgroup(name)
 }
 
+/// Removes the cgroups whose names begin so, in every hierarchy, where no process is left in them.
+///
+/// # Errors
+/// When the mounts of this machine cannot be read.
+pub fn remove_empty_cgroups(prefix: &str) -> anyhow::Result<()> {
+    host::remove_empty_cgroups(prefix)
+}
+
 /// Takes away what is mounted on these folders and below them.
 ///
 /// # Errors

@@ -20,8 +20,7 @@ pub struct Need {
 }
 
 /// What a host of the virtual node needs, with what the development cluster needs besides.
-pub const ALL: [Need; 7] = [
-    Need { what: "crun", package: "crun", purpose: "the OCI runtime that containers run with" },
+pub const ALL: [Need; 6] = [
     Need { what: "docker-registry", package: "docker-registry", purpose: "the registry that holds the sample images" },
     Need { what: "nft", package: "nftables", purpose: "masquerade and Service addresses" },
     Need { what: "ip", package: "iproute2", purpose: "removing bridges" },
@@ -31,7 +30,8 @@ pub const ALL: [Need; 7] = [
 ];
 
 /// What the tests need besides.
-pub const FOR_TESTS: [Need; 5] = [
+pub const FOR_TESTS: [Need; 6] = [
+    Need { what: "crun", package: "crun", purpose: "an OCI runtime in the place of the built-in one" },
     Need { what: "/usr/bin/busybox", package: "busybox-static", purpose: "the root file system of test containers" },
     Need { what: "umoci", package: "umoci", purpose: "unpacking layers for comparison" },
     Need { what: "fsck.erofs", package: "erofs-utils", purpose: "having indexes checked by EROFS's own programs" },
@@ -190,10 +190,10 @@ mod tests {
 
     #[test]
     fn only_what_is_missing_is_named() {
-        let missing = missing(&ALL, &|what| what != "crun" && what != "nft");
-        assert_eq!(missing.iter().map(|need| need.package).collect::<Vec<_>>(), ["crun", "nftables"]);
+        let missing = missing(&ALL, &|what| what != "ip" && what != "nft");
+        assert_eq!(missing.iter().map(|need| need.package).collect::<Vec<_>>(), ["nftables", "iproute2"]);
         let text = list(&missing);
-        assert!(text.contains("crun") && text.contains("nftables") && !text.contains("docker-registry"));
+        assert!(text.contains("iproute2") && text.contains("nftables") && !text.contains("docker-registry"));
     }
 
     #[test]

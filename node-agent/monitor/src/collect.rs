@@ -59,7 +59,9 @@ fn collect_container(dir: &Path) -> Result<(), CollectError> {
         }
         Starter::Launch(launch) => {
             // Where the monitor had no time to say who its first process is.
-            launch::processes(launch).and_then(|pids| pids.into_iter().try_for_each(end)).map_err(CollectError::Cgroup)?;
+            launch::processes(launch)
+                .and_then(|pids| pids.into_iter().try_for_each(end))
+                .map_err(CollectError::Cgroup)?;
             mark_removed(dir);
         }
     }

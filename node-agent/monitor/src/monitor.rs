@@ -34,9 +34,9 @@ use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, set_ch
 use crate::collect::CollectError;
 use crate::console::ConsoleSocket;
 use crate::diagnostics::{Chain, report};
+use crate::launch::{Launched, Progress};
 use crate::log_writer::LogWriter;
 use crate::outputs::{self, Outputs};
-use crate::launch::{Launched, Progress};
 use crate::runtime::{Runtime, Stdios, Survival, failure_reason, mark_removed};
 use crate::server::Server;
 use crate::{clock, launch, memory, sys};

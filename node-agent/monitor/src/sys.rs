@@ -5,8 +5,8 @@ use std::ffi::{CStr, CString};
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::os::unix::process::CommandExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::Command;
 
 use rustix::process::{Pid, Signal, getpid, getppid, set_parent_process_death_signal};
@@ -64,13 +64,16 @@ pub(crate) fn clone_container(child: impl FnOnce()) -> io::Result<Pid> {
     }
 }
 
-/// Takes back what this process does about signals: none is blocked, and the one that Rust ignores is not. Handlers go with the
-/// execution.
+/// Takes back what this process does about signals: none is blocked and none is ignored, neither by Rust nor by whoever started
+/// the agent.
 pub(crate) fn default_signals() -> io::Result<()> {
     let mut set = MaybeUninit::<libc::sigset_t>::uninit();
-    // SAFETY: SIG_DFL is valid for this signal, and `set` is initialised by sigemptyset before it is used.
+    // SAFETY: SIG_DFL is valid for every signal; where it may not be set, it is. `set` is initialised by sigemptyset before it is
+    // used.
     let done = unsafe {
-        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        for signal in 1..=libc::SIGSYS {
+            libc::signal(signal, libc::SIG_DFL);
+        }
         libc::sigemptyset(set.as_mut_ptr());
         libc::sigprocmask(libc::SIG_SETMASK, set.as_ptr(), std::ptr::null_mut())
     };
@@ -134,9 +137,8 @@ pub(crate) fn new_session_keyring() -> io::Result<()> {
 
 /// Executes a program. Comes back only if that fails.
 pub(crate) fn execute(program: &CStr, args: &[CString], env: &[CString]) -> io::Error {
-    let pointers = |strings: &[CString]| {
-        strings.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect::<Vec<_>>()
-    };
+    let pointers =
+        |strings: &[CString]| strings.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect::<Vec<_>>();
     let (args, env) = (pointers(args), pointers(env));
     // SAFETY: both lists end with a null pointer, and what they point to lives for as long as the call.
     unsafe { libc::execve(program.as_ptr(), args.as_ptr(), env.as_ptr()) };

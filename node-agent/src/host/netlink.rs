@@ -14,7 +14,9 @@ use std::{
 use futures::TryStreamExt as _;
 use rtnetlink::{
     Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder, new_connection,
-    packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage},
+    packet_route::link::{
+        AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage,
+    },
 };
 use tokio::io::AsyncWriteExt as _;
 
@@ -69,11 +71,7 @@ pub async fn ensure_bridge(name: &str, address: Ipv4Net) -> io::Result<u32> {
 /// # Errors
 /// When the link or the bridge is not there.
 pub async fn attach_to_bridge(link: &str, bridge_index: u32) -> io::Result<()> {
-    with_handle(async |handle| {
-        let message = LinkUnspec::new_with_name(link).controller(bridge_index).up().build();
-        handle.link().set(message).execute().await.map_err(to_io)
-    })
-    .await
+    with_handle(async |handle| bring_up(&handle, link, |message| message.controller(bridge_index)).await).await
 }
 
 /// Removes a link. One that is not there is not an error.
@@ -97,9 +95,8 @@ pub fn set_up_pod_network(link: &PodLink, host: &File) -> io::Result<()> {
     runtime.block_on(with_handle(async |handle| {
         let peer = BorrowedFd::as_raw_fd(&std::os::fd::AsFd::as_fd(host));
         handle.link().add(veth(link, peer)).execute().await.map_err(to_io)?;
-        for name in ["lo", POD_LINK] {
-            handle.link().set(LinkUnspec::new_with_name(name).up().build()).execute().await.map_err(to_io)?;
-        }
+        handle.link().set(LinkUnspec::new_with_name("lo").up().build()).execute().await.map_err(to_io)?;
+        bring_up(&handle, POD_LINK, |message| message).await?;
         let own = find_link(&handle, POD_LINK).await?.ok_or_else(|| io::Error::other("the pod's link vanished"))?;
         let Ipv4Net { address, prefix_len } = link.address;
         handle.address().add(own.header.index, address.into(), prefix_len).execute().await.map_err(to_io)?;
@@ -146,6 +143,25 @@ fn veth(link: &PodLink, host: i32) -> LinkMessage {
         .build();
     message.header.index = 0;
     message
+}
+
+/// Brings up one side of a pod's link, without an IPv6 address of its own making: pods have IPv4 addresses, and what each link
+/// says of its other one to all others on the bridge grows with the square of the pods that start together.
+async fn bring_up(
+    handle: &Handle,
+    name: &str,
+    further: impl Fn(LinkMessageBuilder<LinkUnspec>) -> LinkMessageBuilder<LinkUnspec>,
+) -> io::Result<()> {
+    let message = || further(LinkUnspec::new_with_name(name).up());
+    let no_address = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
+    let without = message().append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![no_address]));
+    match handle.link().set(without.build()).execute().await.map_err(to_io) {
+        // This kernel has no IPv6, or it is switched off.
+        Err(err) if err.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
+            handle.link().set(message().build()).execute().await.map_err(to_io)
+        }
+        done => done,
+    }
 }
 
 fn is_bridge(link: &LinkMessage) -> bool {

@@ -25,8 +25,8 @@ use tokio_util::task::TaskTracker;
 use self::host_facts::HostFacts;
 use self::spares::Spares;
 use self::start_container::filter;
-use super::oci_spec::Seccomp;
 use super::monitor_client::MonitorProgram;
+use super::oci_spec::Seccomp;
 use super::program::Program;
 use super::record::{ContainerDirs, Record};
 use super::{
@@ -122,11 +122,8 @@ impl OciRuntime {
     /// When the runtime cannot be used, or the run directory cannot be read.
     pub async fn open(config: OciRuntimeConfig) -> Result<Self, RuntimeError> {
         let found = Program::find(&config.runtime, &config.search_path, &config.monitor).await;
-        let program = found.map_err(|source| RuntimeError::Io {
-            action: "use runtime",
-            path: config.runtime.clone(),
-            source,
-        })?;
+        let program =
+            found.map_err(|source| RuntimeError::Io { action: "use runtime", path: config.runtime.clone(), source })?;
         let facts = HostFacts::read().map_err(|source| RuntimeError::Io {
             action: "read",
             path: "/proc/self".into(),

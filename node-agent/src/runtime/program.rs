@@ -93,9 +93,8 @@ async fn ask_version(path: &Path) -> io::Result<String> {
     let output = tokio::time::timeout(VERSION_LIMIT, command.output()).await.map_err(|_| {
         io::Error::new(io::ErrorKind::TimedOut, format!("no answer to --version within {VERSION_LIMIT:?}"))
     })??;
-    version_from(&String::from_utf8_lossy(&output.stdout)).ok_or_else(|| {
-        io::Error::new(io::ErrorKind::InvalidData, "the answer to --version is none of an OCI runtime")
-    })
+    version_from(&String::from_utf8_lossy(&output.stdout))
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the answer to --version is none of an OCI runtime"))
 }
 
 async fn seal(path: &Path) -> io::Result<Option<OwnedFd>> {

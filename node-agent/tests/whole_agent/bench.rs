@@ -93,14 +93,7 @@ impl Bench {
             .arg(self.path("registries"))
             .arg("--monitor")
             .arg(monitor_program())
-            .args([
-                "--bridge",
-                &self.bridge(),
-                "--pod-cidr",
-                &format!("10.{}.77.0/26", self.number.value),
-                "--runtime",
-                "crun",
-            ])
+            .args(["--bridge", &self.bridge(), "--pod-cidr", &format!("10.{}.77.0/26", self.number.value)])
             .args(["--cgroup-parent", &self.cgroup_parent(), "--network-pool-size", "2"])
             .stderr(Stdio::from(log))
             .spawn()
@@ -263,6 +256,7 @@ impl Drop for Bench {
             let _ = agent.wait();
         }
         kill_cgroup(&self.cgroup_parent());
+        remove_cgroup(&self.cgroup_parent());
         let run = |program: &str, args: &[&str]| Command::new(program).args(args).output().map(drop);
         let _ = run("ip", &["link", "delete", &self.bridge()]);
         let _ = run("nft", &["delete", "table", "ip", &format!("larder-{}", self.bridge())]);
@@ -295,6 +289,31 @@ fn kill_cgroup(name: &str) {
         let pid = entry.file_name().to_str().and_then(|name| name.parse().ok());
         if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw).filter(|_| in_it) {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+    }
+}
+
+/// Removes what is empty of a cgroup, in every hierarchy. Whatever is still ending in one keeps it.
+fn remove_cgroup(name: &str) {
+    let hierarchies = std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path());
+    for dir in hierarchies.chain([PathBuf::from("/sys/fs/cgroup")]).map(|hierarchy| hierarchy.join(name)) {
+        remove_empty(&dir);
+    }
+}
+
+fn remove_empty(dir: &Path) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_empty(&entry.path());
+        }
+    }
+    // A process that was killed leaves it a little later.
+    for _ in 0..100 {
+        match std::fs::remove_dir(dir) {
+            Err(err) if err.kind() == std::io::ErrorKind::ResourceBusy => {
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+            Err(_) | Ok(()) => return,
         }
     }
 }

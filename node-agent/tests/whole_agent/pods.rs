@@ -23,7 +23,7 @@ async fn a_pod_runs_is_seen_logged_measured_and_stopped() {
         (&container["ready"], &container["started"], &container["restartCount"]),
         (&json!(true), &json!(true), &json!(0))
     );
-    assert!(container["containerID"].as_str().unwrap().starts_with("crun://"), "{container}");
+    assert!(container["containerID"].as_str().unwrap().starts_with("larder://"), "{container}");
     assert!(container["imageID"].as_str().unwrap().contains("@sha256:"), "{container}");
     let conditions = status["conditions"].as_array().unwrap();
     assert_eq!(conditions.len(), 5);
@@ -41,7 +41,7 @@ async fn a_pod_runs_is_seen_logged_measured_and_stopped() {
     let stats = client.node.get_stats(larder_proto::v1::GetStatsRequest {}).await.unwrap().into_inner();
     assert_eq!(stats.pods[0].containers[0].name, "app");
     let facts = client.node.get_node(larder_proto::v1::GetNodeRequest {}).await.unwrap().into_inner();
-    assert!(facts.container_runtime_version.starts_with("crun://"), "{facts:?}");
+    assert!(facts.container_runtime_version.starts_with("larder://"), "{facts:?}");
 
     assert!(client.stop("u-run", 10).await);
     let told = client.until_gone(&bench, "u-run").await;

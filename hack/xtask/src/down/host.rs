@@ -54,6 +54,17 @@ fn kill_cgroup(name: &str) -> anyhow::Result<Vec<PathBuf>> {
     Ok(cgroups)
 }
 
+/// Removes the cgroups whose names begin so, in every hierarchy, where no process is left in them.
+pub(super) fn remove_empty_cgroups(prefix: &str) -> anyhow::Result<()> {
+    for hierarchy in cgroups("")? {
+        for name in names_in(&hierarchy).into_iter().filter(|name| name.starts_with(prefix)) {
+            // What is in use is somebody's.
+            drop(remove_cgroup(&hierarchy.join(name)));
+        }
+    }
+    Ok(())
+}
+
 fn remove_cgroups(cgroups: &[PathBuf]) -> anyhow::Result<()> {
     for cgroup in cgroups {
         remove_cgroup(cgroup).with_context(|| format!("remove cgroup {}", cgroup.display()))?;

@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 
 use larder_monitor::CgroupDir;
 use rustix::fs::{FileType, Gid, Mode, Uid};
-use rustix::process::{Signal, setsid, set_parent_process_death_signal, umask};
+use rustix::process::{Signal, set_parent_process_death_signal, setsid, umask};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
 use super::program::Program;

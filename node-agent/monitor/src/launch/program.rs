@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, OFlags, access};
 
-use super::spec::Process;
 use super::Failure;
+use super::spec::Process;
 use crate::sys;
 
 /// Where programs are looked for when the environment does not say.
@@ -104,7 +104,8 @@ mod tests {
 
     #[test]
     fn a_home_is_found_by_the_users_number() {
-        let passwd = "root:x:0:0:root:/root:/bin/sh\n#\nbroken:x:7\nempty:x:8:8:::/bin/sh\napp:x:101:102::/srv/app:/bin/sh\n";
+        let passwd =
+            "root:x:0:0:root:/root:/bin/sh\n#\nbroken:x:7\nempty:x:8:8:::/bin/sh\napp:x:101:102::/srv/app:/bin/sh\n";
         assert_eq!(home(passwd, 0), Some("/root"));
         assert_eq!(home(passwd, 101), Some("/srv/app"));
         for nobody in [7, 8, 102] {

@@ -145,6 +145,7 @@ fn place_new(destination: &Path, kind: &str, flags: MountFlags, data: &str) -> R
         // A link of the image's would have it somewhere else than where paths are hidden.
         match open_place(destination, ResolveFlags::NO_SYMLINKS) {
             Err(Errno::NOENT) => drop(walk(destination, true)?),
+            Err(Errno::LOOP) => return Err(io::Error::other("the image has a link in its place")),
             opened => drop(opened?),
         }
         let data = std::ffi::CString::new(data)?;
@@ -181,8 +182,9 @@ fn place_cgroups(destination: &Path, dirs: Vec<(&CgroupDir, Tree)>, flags: Mount
 
 /// Hides and protects what the specification says, and the root where it is to be read only.
 pub(super) fn protect(spec: &Spec) -> Result<(), Failure> {
+    let mut empty = None;
     for path in &spec.linux.masked_paths {
-        hide(path).or_failure(|| format!("hide {}", path.display()))?;
+        hide(path, &mut empty).or_failure(|| format!("hide {}", path.display()))?;
     }
     for path in &spec.linux.readonly_paths {
         let protected = || {
@@ -206,14 +208,20 @@ pub(super) fn protect(spec: &Spec) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Puts an empty directory or an empty file over what is at `path`, if anything is.
-fn hide(path: &Path) -> rustix::io::Result<()> {
+/// Puts an empty file or directory over what is at `path`, if anything is. `empty` is the directory that was put somewhere
+/// already, which is the same for all.
+fn hide<'a>(path: &'a Path, empty: &mut Option<&'a Path>) -> rustix::io::Result<()> {
     match mount_bind("/dev/null", path) {
         Err(Errno::NOENT) => Ok(()),
-        Err(Errno::NOTDIR) => {
-            let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-            mount("tmpfs", path, "tmpfs", flags, c"size=0k")
-        }
+        Err(Errno::NOTDIR) => match empty {
+            Some(empty) => mount_bind(*empty, path),
+            None => {
+                let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+                mount("tmpfs", path, "tmpfs", flags, c"size=0k")?;
+                *empty = Some(path);
+                Ok(())
+            }
+        },
         done => done,
     }
 }

@@ -55,7 +55,8 @@ impl CgroupLayout {
         }
         for setting in limits.per_controller() {
             let dir = self.dir(setting.controller, path);
-            let dir = dir.ok_or_else(|| io::Error::other(format!("this host has no controller {}", setting.controller)))?;
+            let dir =
+                dir.ok_or_else(|| io::Error::other(format!("this host has no controller {}", setting.controller)))?;
             write(&dir.join(setting.file), &setting.value)?;
         }
         if let Some(dir) = self.dir("devices", path).filter(|_| !limits.all_devices) {
@@ -119,4 +120,30 @@ fn write(path: &Path, value: &str) -> io::Result<()> {
 
 fn named(path: &Path, err: io::Error) -> io::Error {
     io::Error::new(err.kind(), format!("{}: {err}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::cgroup::device_filter::tests::Hierarchy;
+
+    /// On any host with a unified hierarchy, whatever controllers it has.
+    #[test]
+    fn a_unified_cgroup_has_limits_or_says_what_is_missing() {
+        let hierarchy = Hierarchy::mount();
+        let layout = CgroupLayout::Unified { mount: hierarchy.path().to_owned() };
+        let parent = format!("/larder-create-{}", std::process::id());
+        let path = format!("{parent}/pod1/c1");
+        let plain = CgroupLimits { cpu_shares: 2, ..CgroupLimits::default() };
+        let made = layout.create(&path, &plain).unwrap();
+        let dir = hierarchy.path().join(path.trim_start_matches('/'));
+        assert_eq!(made, [CgroupDir { path: dir.clone(), names: Vec::new() }]);
+        let has_memory = fs::read_to_string(dir.join("cgroup.controllers")).unwrap().contains("memory");
+        match layout.create(&path, &CgroupLimits { memory_bytes: Some(1 << 24), ..plain }) {
+            Ok(_) => assert_eq!(fs::read_to_string(dir.join("memory.max")).unwrap().trim(), (1 << 24).to_string()),
+            Err(err) => assert!(!has_memory && err.to_string() == "this host has no controller memory", "{err}"),
+        }
+        layout.remove(&parent).unwrap();
+        assert!(!dir.exists());
+    }
 }

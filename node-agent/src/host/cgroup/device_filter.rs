@@ -74,18 +74,22 @@ fn load(program: &[Instruction]) -> io::Result<OwnedFd> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::fs;
     use std::os::unix::process::CommandExt as _;
     use std::process::Command;
 
     use super::*;
 
-    /// Taken away whatever happens.
-    struct Hierarchy(tempfile::TempDir);
+    /// A mount of the unified hierarchy, taken away whatever happens.
+    pub(in crate::host::cgroup) struct Hierarchy(tempfile::TempDir);
 
     impl Hierarchy {
-        fn mount() -> Self {
+        pub(in crate::host::cgroup) fn path(&self) -> &Path {
+            self.0.path()
+        }
+
+        pub(in crate::host::cgroup) fn mount() -> Self {
             let dir = tempfile::tempdir().unwrap();
             rustix::mount::mount("none", dir.path(), "cgroup2", rustix::mount::MountFlags::empty(), None).unwrap();
             Self(dir)
@@ -119,7 +123,8 @@ mod tests {
         let messages = dir.path().join("kmsg");
         let make = format!("mknod {} c 1 11", messages.display());
         let read = format!(": < {}", messages.display());
-        let usual = "for d in zero full random urandom; do head -c1 /dev/$d >/dev/null || exit 1; done; echo x >/dev/null";
+        let usual =
+            "for d in zero full random urandom; do head -c1 /dev/$d >/dev/null || exit 1; done; echo x >/dev/null";
         assert!(shell(&cgroup, &make) && shell(&cgroup, &read), "all devices, before");
         attach(&cgroup).unwrap();
         assert!(shell(&cgroup, usual));

@@ -93,8 +93,7 @@ pub(super) fn program() -> Vec<Instruction> {
     /// BPF_JMP | BPF_JNE | BPF_K, and with BPF_X
     const UNLESS: u8 = 0x55;
     const UNLESS_SAME: u8 = 0x5d;
-    let mut program =
-        vec![load(2, 0), copy(3, 2), and(2, 0xffff), shift_right(3, 16), load(4, 4), load(5, 8)];
+    let mut program = vec![load(2, 0), copy(3, 2), and(2, 0xffff), shift_right(3, 16), load(4, 4), load(5, 8)];
     for rule in ALLOWED {
         let mut steps = vec![instruction(UNLESS, 2, 0, rule.kind)];
         if rule.access != ALL {

@@ -29,9 +29,9 @@ use crate::sandbox::PodNamespaces;
 pub(super) const DEADLINE: Duration = Duration::from_secs(30);
 
 /// The commands of busybox that tests use.
-const COMMANDS: [&str; 17] = [
+const COMMANDS: [&str; 18] = [
     "sh", "cat", "echo", "id", "grep", "sleep", "unshare", "mount", "readlink", "hostname", "tty", "touch", "seq",
-    "chroot", "true", "pwd", "dd",
+    "chroot", "true", "pwd", "dd", "mknod",
 ];
 
 /// The host.
@@ -56,6 +56,10 @@ impl Bench {
 
     pub(super) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
+    }
+
+    pub(super) fn runtime_name(&self) -> &'static str {
+        self.runtime_name
     }
 
     pub(super) async fn open(&self) -> OciRuntime {
@@ -221,7 +225,7 @@ impl Drop for Bench {
 
 /// A root file system with nothing but busybox.
 fn make_image(image: &Path) {
-    for dir in ["bin", "etc", "proc", "sys", "dev", "tmp"] {
+    for dir in ["bin", "etc", "proc", "run", "sys", "dev", "tmp"] {
         fs::create_dir_all(image.join(dir)).unwrap();
     }
     fs::copy("/usr/bin/busybox", image.join("bin/busybox")).expect("install busybox-static");

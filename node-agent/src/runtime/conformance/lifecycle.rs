@@ -39,7 +39,9 @@ async fn output_is_logged_in_the_cri_format(#[values("builtin", "crun", "runc")]
 
 #[rstest]
 #[tokio::test]
-async fn a_log_is_turned_over_and_nothing_of_the_newest_is_lost(#[values("builtin", "crun", "runc")] runtime: &'static str) {
+async fn a_log_is_turned_over_and_nothing_of_the_newest_is_lost(
+    #[values("builtin", "crun", "runc")] runtime: &'static str,
+) {
     let bench = Bench::new(runtime);
     let runtime = bench.open().await;
     bench.run(&runtime, bench.shell("c1", "seq 1 20000")).await;
@@ -109,7 +111,9 @@ async fn a_program_that_is_not_there_is_a_start_error(#[values("builtin", "crun"
 
 #[rstest]
 #[tokio::test]
-async fn what_cannot_be_described_is_refused_and_leaves_nothing(#[values("builtin", "crun", "runc")] runtime: &'static str) {
+async fn what_cannot_be_described_is_refused_and_leaves_nothing(
+    #[values("builtin", "crun", "runc")] runtime: &'static str,
+) {
     let bench = Bench::new(runtime);
     let runtime = bench.open().await;
     let spec = ContainerSpec { command: Vec::new(), ..bench.shell("c1", "") };

@@ -5,13 +5,14 @@ use std::fs;
 use std::path::Path;
 
 use larder_monitor::files::FED_FILE;
+use rstest::rstest;
 
 use super::bench::{Bench, eventually, exited, is_alive, kill, running};
 use crate::runtime::oci::OciRuntime;
 use crate::runtime::record::RECORD_FILE;
 use crate::runtime::{BindMount, ContainerSpec, Runtime, RuntimeError, Signal};
 
-/// A spare of the host: its container's name, and the processes of its monitor and its runtime.
+/// A spare of the host: its container's name, and the processes of its monitor and its runtime, which may be the same.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Spare {
     id: String,
@@ -19,17 +20,20 @@ struct Spare {
     runtime: i32,
 }
 
-/// The spares whose runtime has come to the fifo.
+/// The spares that wait: those whose runtime has come to the fifo, or whose monitor to its events.
 fn waiting(bench: &Bench) -> Vec<Spare> {
     let mut found: Vec<Spare> = folders(bench)
         .into_iter()
         .filter_map(|id| {
             let folder = bench.run_dir(&id);
             let monitor = process_of(&["larder-monitor", "spare", folder.to_str()?])?;
+            let place = |process| fs::read_to_string(format!("/proc/{process}/wchan")).unwrap_or_default();
+            if bench.runtime_name() == "builtin" {
+                return place(monitor).contains("poll").then_some(Spare { id, monitor, runtime: monitor });
+            }
             let runtime = process_of(&["crun", "--bundle", folder.to_str()?])?;
             // The kernel's function in which whoever opens a fifo waits for the other end.
-            let place = fs::read_to_string(format!("/proc/{runtime}/wchan")).unwrap_or_default();
-            (place == "wait_for_partner").then_some(Spare { id, monitor, runtime })
+            (place(runtime) == "wait_for_partner").then_some(Spare { id, monitor, runtime })
         })
         .collect();
     found.sort();
@@ -66,9 +70,10 @@ async fn until_gone(bench: &Bench, spares: &[Spare]) {
     eventually("the spares are gone", || !spares.iter().any(is_left)).await;
 }
 
+#[rstest]
 #[tokio::test]
-async fn a_container_is_started_by_a_spare_and_is_like_any_other() {
-    let bench = Bench::new("crun");
+async fn a_container_is_started_by_a_spare_and_is_like_any_other(#[values("builtin", "crun")] runtime: &'static str) {
+    let bench = Bench::new(runtime);
     let runtime = bench.open_with_spares(2).await;
     let spares = until_ready(&bench, &runtime, 2).await;
     let script = "trap 'echo bye; exit 9' TERM; echo out; echo err >&2; while :; do sleep 0.1; done";
@@ -97,9 +102,10 @@ async fn a_container_is_started_by_a_spare_and_is_like_any_other() {
     runtime.remove(&adopted.id).await.unwrap();
 }
 
+#[rstest]
 #[tokio::test]
-async fn a_spare_that_was_killed_is_not_missed() {
-    let bench = Bench::new("crun");
+async fn a_spare_that_was_killed_is_not_missed(#[values("builtin", "crun")] runtime: &'static str) {
+    let bench = Bench::new(runtime);
     let runtime = bench.open_with_spares(2).await;
     let spares = until_ready(&bench, &runtime, 2).await;
     // With its monitor goes the runtime; without its runtime goes the monitor.
@@ -117,9 +123,10 @@ async fn a_spare_that_was_killed_is_not_missed() {
 }
 
 /// As when the agent is killed: nobody says good-bye.
+#[rstest]
 #[tokio::test]
-async fn a_spare_ends_with_its_connection() {
-    let bench = Bench::new("crun");
+async fn a_spare_ends_with_its_connection(#[values("builtin", "crun")] runtime: &'static str) {
+    let bench = Bench::new(runtime);
     let runtime = bench.open_with_spares(2).await;
     let spares = until_ready(&bench, &runtime, 2).await;
     runtime.lose_spares();
@@ -133,9 +140,10 @@ async fn a_spare_ends_with_its_connection() {
     assert!(runtime.list().await.unwrap().is_empty());
 }
 
+#[rstest]
 #[tokio::test]
-async fn what_cannot_be_put_together_leaves_nothing_of_its_spare() {
-    let bench = Bench::new("crun");
+async fn what_cannot_be_put_together_leaves_nothing_of_its_spare(#[values("builtin", "crun")] runtime: &'static str) {
+    let bench = Bench::new(runtime);
     let runtime = bench.open_with_spares(1).await;
     let spares = until_ready(&bench, &runtime, 1).await;
     let mut spec = bench.shell("c1", "exit 0");
@@ -223,5 +231,30 @@ async fn who_needs_what_a_spare_has_not_starts_without() {
     assert_eq!(exited(&container).await.exit_code, 4);
     assert!(inside.join("file").exists());
     runtime.remove(&container.id).await.unwrap();
+    runtime.close().await;
+}
+
+/// Without a runtime nothing is decided before there is a container.
+#[tokio::test]
+async fn a_spare_without_a_runtime_will_do_for_every_container() {
+    let bench = Bench::new("builtin");
+    let runtime = bench.open_with_spares(1).await;
+    let elsewhere = tempfile::tempdir().unwrap();
+    let mount = BindMount { source: elsewhere.path().to_owned(), destination: "/mnt".into(), read_only: false };
+    let shell = |id: &str| bench.shell(id, "[ -t 0 ] && echo terminal; [ -d /mnt ] && echo mounted; exit 3");
+    let all = [
+        (ContainerSpec { tty: true, ..shell("tty") }, vec!["terminal\r"]),
+        (ContainerSpec { stdin: true, ..shell("stdin") }, vec![]),
+        (ContainerSpec { mounts: vec![mount], ..shell("mount") }, vec!["mounted"]),
+    ];
+    for (mut spec, lines) in all {
+        let spares = until_ready(&bench, &runtime, 1).await;
+        spec.log_path = bench.path("logs").join(&spares[0].id).join("0.log");
+        let container = runtime.start(spec, BTreeMap::new()).await.unwrap();
+        assert_eq!(container.id.0, spares[0].id);
+        assert_eq!(exited(&container).await.exit_code, 3);
+        assert_eq!(bench.lines(&container.id.0), lines);
+        runtime.remove(&container.id).await.unwrap();
+    }
     runtime.close().await;
 }

@@ -99,7 +99,9 @@ async fn a_monitor_killed_while_nobody_listens_is_found(#[values("builtin", "cru
 /// The agent was killed when it had bound the monitor's socket and not yet started the monitor.
 #[rstest]
 #[tokio::test]
-async fn a_container_whose_monitor_never_ran_is_as_if_it_had_not_been(#[values("builtin", "crun", "runc")] runtime: &'static str) {
+async fn a_container_whose_monitor_never_ran_is_as_if_it_had_not_been(
+    #[values("builtin", "crun", "runc")] runtime: &'static str,
+) {
     let bench = Bench::new(runtime);
     bench.leave_without_monitor("c1");
     let runtime = bench.open().await;

@@ -148,8 +148,7 @@ impl Inner {
         // Where it lives in mounts of its own, it sees of the host's newer ones only those below our own folders.
         let ours = [&self.config.run_dir, &self.config.root_dir];
         let sees = |source: &Path| ours.iter().any(|folder| source.starts_with(folder));
-        let sees_all =
-            self.hidden_mounts().is_empty() || spec.mounts.iter().all(|mount| sees(&mount.source));
+        let sees_all = self.hidden_mounts().is_empty() || spec.mounts.iter().all(|mount| sees(&mount.source));
         !spec.tty && !spec.stdin && sees_all
     }
 
