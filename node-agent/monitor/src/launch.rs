@@ -98,7 +98,8 @@ pub(crate) fn launch(bundle: &Path, launch: &Launch, stdios: Stdios) -> Result<L
     let bytes = fs::read(bundle.join(SPEC_FILE)).or_failure(|| format!("read {SPEC_FILE}"))?;
     let spec = Spec::parse(&bytes)?;
     let pipe = || io::pipe().or_failure(|| "make a pipe".into());
-    let ((gate, mut opener), (report, reporter)) = (pipe()?, pipe()?);
+    let ((gate, opener), (report, reporter)) = (pipe()?, pipe()?);
+    let mut opener = Some(opener);
     rustix::io::ioctl_fionbio(&report, true).or_failure(|| "set up a pipe".into())?;
     let (ours, theirs) = if spec.process.terminal {
         let (ours, theirs) = UnixStream::pair().or_failure(|| "make a socket".into())?;
@@ -109,11 +110,17 @@ pub(crate) fn launch(bundle: &Path, launch: &Launch, stdios: Stdios) -> Result<L
     let (oom_score_adj, cgroups) = (spec.process.oom_score_adj, launch.cgroups.clone());
     let streams = Streams::open(stdios).or_failure(|| "open /dev/null".into())?;
     let pid = {
-        let child = child::Child { spec, cgroups, streams, gate, terminal: theirs };
-        sys::clone_container(move || report_failure(child, reporter)).or_failure(|| "clone a process".into())?
+        let (child, opener) = (child::Child { spec, cgroups, streams, gate, terminal: theirs }, &mut opener);
+        let become_container = move || {
+            // Held by the monitor alone, so that its end ends the wait.
+            drop(opener.take());
+            report_failure(child, reporter);
+        };
+        sys::clone_container(become_container).or_failure(|| "clone a process".into())?
     };
+    let mut open = || opener.iter_mut().try_for_each(|opener| opener.write_all(&[1]));
     let prepared = place(pid, launch, oom_score_adj)
-        .and_then(|()| opener.write_all(&[1]).or_failure(|| "let the container's process go on".into()));
+        .and_then(|()| open().or_failure(|| "let the container's process go on".into()));
     match prepared {
         Ok(()) => Ok(Launched { pid, report, terminal: ours, reported: Vec::new() }),
         Err(failure) => {

@@ -43,8 +43,8 @@ pub enum SeccompError {
         /// Why not.
         source: seccompiler::BackendError,
     },
-    /// The compiled program is not built as we know it, so that the rule for clone3 has no place.
-    #[error("find the place for the rule of clone3 in the compiled filter")]
+    /// The compiled program is not built as we know it, so that rules of ours have no place.
+    #[error("find the place for further rules in the compiled filter")]
     Shape,
 }
 
@@ -123,14 +123,20 @@ fn verdicts(capabilities: &BTreeSet<String>) -> Vec<(Syscall, Verdict)> {
 fn compile(capabilities: &BTreeSet<String>) -> Result<BpfProgram, SeccompError> {
     let architecture = std::env::consts::ARCH;
     let failed = |source| SeccompError::Compile { architecture, source };
-    let mut rules = BTreeMap::new();
+    let (mut rules, mut plain) = (BTreeMap::new(), BTreeSet::new());
     for (syscall, verdict) in verdicts(capabilities) {
-        rules.insert(syscall.number, chain(&verdict).map_err(failed)?);
+        match verdict {
+            Verdict::Allow => drop(plain.insert(syscall.number)),
+            other @ (Verdict::OneOf(_) | Verdict::NoneOf(_) | Verdict::Without(_)) => {
+                drop(rules.insert(syscall.number, chain(&other).map_err(failed)?));
+            }
+        }
     }
     let target = architecture.try_into().map_err(failed)?;
     let refuse = SeccompAction::Errno(libc::EPERM.unsigned_abs());
     let filter = SeccompFilter::new(rules, refuse, SeccompAction::Allow, target).map_err(failed)?;
     let mut program = BpfProgram::try_from(filter).map_err(failed)?;
+    allow(&mut program, &plain)?;
     if !may_administer(capabilities) {
         refuse_clone3(&mut program)?;
     }
@@ -157,27 +163,58 @@ fn chain(verdict: &Verdict) -> Result<Vec<SeccompRule>, seccompiler::BackendErro
 /// if it is another, load the number of the system call.
 const PROLOGUE: usize = 4;
 
-/// Has clone3 answer "no such system call", so that the C library falls back to clone: a filter cannot look into clone3's
-/// arguments. It goes where the number of the system call has just been loaded; all jumps are relative and forward, so that
-/// nothing else changes.
-fn refuse_clone3(program: &mut BpfProgram) -> Result<(), SeccompError> {
-    /// BPF_LD | BPF_W | BPF_ABS, with which `seccomp_data.nr` (offset 0) is loaded.
-    const LOAD: u16 = 0x20;
-    /// BPF_JMP | BPF_JEQ | BPF_K
-    const JUMP_IF_EQUAL: u16 = 0x15;
-    /// BPF_RET | BPF_K
-    const RETURN: u16 = 0x06;
+/// BPF_LD | BPF_W | BPF_ABS, with which `seccomp_data.nr` (offset 0) is loaded.
+const LOAD: u16 = 0x20;
+/// BPF_JMP | BPF_JEQ | BPF_K
+const JUMP_IF_EQUAL: u16 = 0x15;
+/// BPF_JMP | BPF_JGT | BPF_K
+const JUMP_IF_GREATER: u16 = 0x25;
+/// BPF_JMP | BPF_JGE | BPF_K
+const JUMP_IF_NOT_LESS: u16 = 0x35;
+/// BPF_RET | BPF_K
+const RETURN: u16 = 0x06;
+
+/// Lets through the system calls of these numbers, a range at a time. The compiler would compare one number after the other, and
+/// the kernel runs a filter for each number there is when it is loaded, which takes a millisecond then.
+fn allow(program: &mut BpfProgram, numbers: &BTreeSet<i64>) -> Result<(), SeccompError> {
+    let mut ranges: Vec<(u32, u32)> = Vec::new();
+    for number in numbers {
+        let number = u32::try_from(*number).map_err(|_| SeccompError::Shape)?;
+        match ranges.last_mut() {
+            Some((_, last)) if *last + 1 == number => *last = number,
+            _ => ranges.push((number, number)),
+        }
+    }
+    let steps = ranges.into_iter().flat_map(|(first, last)| {
+        [
+            sock_filter { code: JUMP_IF_NOT_LESS, jt: 0, jf: 2, k: first },
+            sock_filter { code: JUMP_IF_GREATER, jt: 1, jf: 0, k: last },
+            sock_filter { code: RETURN, jt: 0, jf: 0, k: libc::SECCOMP_RET_ALLOW },
+        ]
+    });
+    insert(program, steps)
+}
+
+/// Puts steps where the number of the system call has just been loaded. All jumps are relative and forward, so that nothing
+/// else changes.
+fn insert(program: &mut BpfProgram, steps: impl IntoIterator<Item = sock_filter>) -> Result<(), SeccompError> {
     if !program.get(PROLOGUE - 1).is_some_and(|load| load.code == LOAD && load.k == 0) {
         return Err(SeccompError::Shape);
     }
+    program.splice(PROLOGUE..PROLOGUE, steps);
+    Ok(())
+}
+
+/// Has clone3 answer "no such system call", so that the C library falls back to clone: a filter cannot look into clone3's
+/// arguments.
+fn refuse_clone3(program: &mut BpfProgram) -> Result<(), SeccompError> {
     let number = u32::try_from(syscalls::CLONE3.number).map_err(|_| SeccompError::Shape)?;
     let no_such_call = libc::SECCOMP_RET_ERRNO | libc::ENOSYS.unsigned_abs();
     let rule = [
         sock_filter { code: JUMP_IF_EQUAL, jt: 0, jf: 1, k: number },
         sock_filter { code: RETURN, jt: 0, jf: 0, k: no_such_call },
     ];
-    program.splice(PROLOGUE..PROLOGUE, rule);
-    Ok(())
+    insert(program, rule)
 }
 
 /// `struct sock_filter` as the kernel has it in memory.

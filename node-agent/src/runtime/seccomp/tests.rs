@@ -91,11 +91,33 @@ fn another_architecture_ends_the_process() {
     assert_eq!(answer(&program, 0x4000_0003, libc::SYS_read, 0), libc::SECCOMP_RET_KILL_PROCESS);
 }
 
+/// And far below: how long it takes to load one grows with its length.
 #[test]
 fn the_program_fits_into_the_kernels_limit() {
     let all = super::super::capabilities::from_mask(u64::MAX);
     for set in [BTreeSet::new(), all] {
-        assert!(compile(&set).unwrap().len() <= 4096, "BPF_MAXINSNS");
+        let length = compile(&set).unwrap().len();
+        assert!(length <= 256, "{length}");
+    }
+}
+
+/// Every number that there is, and those beside them.
+#[test]
+fn the_program_says_of_each_system_call_what_the_rules_say() {
+    let all = super::super::capabilities::from_mask(u64::MAX);
+    for set in [BTreeSet::new(), capabilities(&["CAP_SYS_CHROOT"]), all] {
+        let program = compile(&set).unwrap();
+        let verdicts: BTreeMap<i64, Verdict> =
+            verdicts(&set).into_iter().map(|(syscall, verdict)| (syscall.number, verdict)).collect();
+        for number in (0..1024).chain([0x4000_0000, 0x4000_0001, 0x7fff_ffff]) {
+            let expected = match verdicts.get(&number) {
+                Some(Verdict::Allow) => ALLOWED,
+                None if number == syscalls::CLONE3.number => NO_SUCH_CALL,
+                None => REFUSED,
+                Some(Verdict::OneOf(_) | Verdict::NoneOf(_) | Verdict::Without(_)) => continue,
+            };
+            assert_eq!(answer(&program, HERE, number, 0), expected, "{number}");
+        }
     }
 }
 
