@@ -48,9 +48,9 @@ pub use webhooks::WebhookApi;
 const OWNER: &str = "larder-provider";
 /// Until the API server must have answered a call that is no watch.
 const CALL: Duration = Duration::from_secs(15);
-/// How many requests wait for their answer at the same time; watches do not count once they are answered. Each one more would
-/// take a connection of its own, whose handshake costs both sides more than the request does: a hundred pods that come together
-/// would be a hundred handshakes before the first of them starts.
+/// How many requests for pods wait for their answer at the same time. Each one more would take a connection of its own, whose
+/// handshake costs both sides more than the request does: a hundred pods that come together would be a hundred handshakes before
+/// the first of them starts.
 const REQUESTS_AT_ONCE: usize = 16;
 
 /// Why a call to the API server did not succeed. The classes are those that a caller acts on differently.
@@ -120,6 +120,8 @@ pub enum ConnectError {
 #[derive(Clone)]
 pub struct KubeCluster {
     client: kube::Client,
+    /// For what pods that start together ask for at the same time. Leases and watches never wait for it.
+    bounded: kube::Client,
     server: Option<(String, u16)>,
 }
 
@@ -149,9 +151,10 @@ impl KubeCluster {
         config.connect_timeout = Some(Duration::from_secs(5));
         let host = config.cluster_url.host().map(|host| host.trim_matches(['[', ']']).to_owned());
         let server = host.map(|host| (host, config.cluster_url.port_u16().unwrap_or(443)));
-        let builder = kube::client::ClientBuilder::try_from(config).map_err(ConnectError::Client)?;
-        let client = builder.with_layer(&ConcurrencyLimitLayer::new(REQUESTS_AT_ONCE)).build();
-        Ok(Self { client, server })
+        let builder = kube::client::ClientBuilder::try_from(config.clone()).map_err(ConnectError::Client)?;
+        let bounded = builder.with_layer(&ConcurrencyLimitLayer::new(REQUESTS_AT_ONCE)).build();
+        let client = kube::Client::try_from(config).map_err(ConnectError::Client)?;
+        Ok(Self { client, bounded, server })
     }
 
     /// Host and port of the API server.
@@ -172,12 +175,17 @@ impl KubeCluster {
 
     /// Uses a client that is there.
     pub fn new(client: kube::Client) -> Self {
-        Self { client, server: None }
+        Self { bounded: client.clone(), client, server: None }
     }
 
     /// The client, for the other files of this module.
     pub(crate) fn client(&self) -> kube::Client {
         self.client.clone()
+    }
+
+    /// The client for what every pod asks for.
+    pub(crate) fn bounded_client(&self) -> kube::Client {
+        self.bounded.clone()
     }
 }
 

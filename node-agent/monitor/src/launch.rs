@@ -118,16 +118,16 @@ pub(crate) fn launch(bundle: &Path, launch: &Launch, stdios: Stdios) -> Result<L
         };
         sys::clone_container(become_container).or_failure(|| "clone a process".into())?
     };
-    let mut open = || opener.iter_mut().try_for_each(|opener| opener.write_all(&[1]));
-    let prepared = place(pid, launch, oom_score_adj)
-        .and_then(|()| open().or_failure(|| "let the container's process go on".into()));
-    match prepared {
-        Ok(()) => Ok(Launched { pid, report, terminal: ours, reported: Vec::new() }),
-        Err(failure) => {
-            end(pid);
-            Err(failure)
-        }
+    let mut launched = Launched { pid, report, terminal: ours, reported: Vec::new() };
+    if let Err(failure) = place(pid, launch, oom_score_adj) {
+        // A process that has failed by itself says why, which is also why it could not be placed.
+        let words = launched.progress();
+        launched.end();
+        return Err(if let Progress::Failed(words) = words { Failure(words) } else { failure });
     }
+    // Whoever does not wait any more has failed, and the report says why.
+    drop(opener.iter_mut().try_for_each(|opener| opener.write_all(&[1])));
+    Ok(launched)
 }
 
 /// The container's standard streams, as its process gets them.
@@ -136,13 +136,17 @@ struct Streams {
     stdin: OwnedFd,
     stdout: OwnedFd,
     stderr: OwnedFd,
+    /// Which of them lead nowhere.
+    nothing: [bool; 3],
 }
 
 impl Streams {
     fn open(stdios: Stdios) -> io::Result<Self> {
         let nothing = || OpenOptions::new().read(true).write(true).open("/dev/null").map(OwnedFd::from);
         let or_nothing = |stream: Option<OwnedFd>| stream.map_or_else(nothing, Ok);
+        let has_none = Option::<OwnedFd>::is_none;
         Ok(Self {
+            nothing: [has_none(&stdios.stdin), has_none(&stdios.stdout), has_none(&stdios.stderr)],
             stdin: or_nothing(stdios.stdin)?,
             stdout: or_nothing(stdios.stdout)?,
             stderr: or_nothing(stdios.stderr)?,

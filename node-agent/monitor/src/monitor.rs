@@ -239,7 +239,6 @@ impl Monitor {
             }
             Progress::Failed(message) => message,
             Progress::Lost => {
-                // Nothing else ends it without a word.
                 let memory = self.config.memory_cgroup.as_deref().is_some_and(|dir| memory::oom_kills(dir) > 0);
                 let cause = if memory { ": its memory limit is too low to start it" } else { "" };
                 format!("the container's process was killed before it could be executed{cause}")
@@ -249,7 +248,10 @@ impl Monitor {
                 format!("the container's process was not executed within {limit:?}")
             }
         };
-        launched.end();
+        // One that was waited for has no process any more that could be meant.
+        if !self.early_ends.iter().any(|(ended, ..)| *ended == launched.pid()) {
+            launched.end();
+        }
         self.start_failed(message);
     }
 
@@ -402,6 +404,7 @@ impl Monitor {
             Phase::Starting { .. } if self.early_ends.len() < MAX_EARLY_ENDS => {
                 self.early_ends.push((pid, status, now))
             }
+            Phase::Launching { launched, .. } if launched.pid() == pid => self.early_ends.push((pid, status, now)),
             Phase::Running { pid: container } if *container == pid => self.container_ended(status, now),
             Phase::Deleting { runtime, .. } if *runtime == pid => {
                 self.runtime.iter().for_each(Runtime::mark_removed);

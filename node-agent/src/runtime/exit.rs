@@ -74,7 +74,7 @@ fn parse_signal(text: &str) -> Option<i32> {
 /// What a monitor recorded, as the rest of the agent has it.
 pub fn container_exit(exit: &Exit) -> ContainerExit {
     let (reason, message) = match &exit.start_error {
-        Some(error) => ("StartError", format!("failed to start container: OCI runtime run failed: {}", error.message)),
+        Some(error) => ("StartError", format!("failed to start container: {}", error.message)),
         None if exit.lost => (
             "ContainerStatusUnknown",
             "The container's monitor was killed; the container was ended, how it would have ended is not known"

@@ -267,9 +267,21 @@ impl Inner {
 
     /// Removes everything of a container that does not run, but its log.
     fn take_back(&self, record: &Record, dirs: &ContainerDirs) -> io::Result<()> {
+        self.remove_cgroups(record)?;
+        rootfs::remove(dirs)
+    }
+
+    fn remove_cgroups(&self, record: &Record) -> io::Result<()> {
         self.facts.cgroups.remove(&record.cgroup)?;
         self.facts.cgroups.remove_if_empty(&cgroup::pod_path(&self.config.cgroup_parent, &record.pod_uid));
-        rootfs::remove(dirs)
+        Ok(())
+    }
+
+    /// Removes the cgroups of a container that nothing was started in: the removal of its folders does not take them along.
+    fn forget_cgroups(&self, record: &Record) {
+        if let Err(err) = self.remove_cgroups(record) {
+            tracing::warn!(container = record.id, %err, "the cgroups of a container that was not started stay");
+        }
     }
 
     /// Puts a container into the books and listens to its monitor.

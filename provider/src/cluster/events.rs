@@ -48,12 +48,12 @@ pub trait EventApi: Send + Sync + std::fmt::Debug {
 impl EventApi for KubeCluster {
     async fn create_event(&self, event: &Event) -> Result<(), ClusterError> {
         let namespace = event.metadata.namespace.as_deref().unwrap_or("default");
-        let api: Api<Event> = Api::namespaced(self.client(), namespace);
+        let api: Api<Event> = Api::namespaced(self.bounded_client(), namespace);
         within(|| "create event".to_owned(), api.create(&PostParams::default(), event)).await.map(drop)
     }
 
     async fn count_event(&self, namespace: &str, name: &str, count: i32, last: Timestamp) -> Result<(), ClusterError> {
-        let api: Api<Event> = Api::namespaced(self.client(), namespace);
+        let api: Api<Event> = Api::namespaced(self.bounded_client(), namespace);
         let patch = Patch::Merge(json!({"count": count, "lastTimestamp": Time(last)}));
         within(|| format!("count event {namespace}/{name}"), api.patch(name, &PatchParams::default(), &patch))
             .await

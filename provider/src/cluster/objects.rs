@@ -177,7 +177,7 @@ impl ObjectApi for KubeCluster {
             }),
             ..TokenRequest::default()
         };
-        let api: Api<ServiceAccount> = Api::namespaced(self.client(), &pod.namespace);
+        let api: Api<ServiceAccount> = Api::namespaced(self.bounded_client(), &pod.namespace);
         let what = || format!("request token of service account {}/{service_account}", pod.namespace);
         let params = PostParams::default();
         let answer = within(what, api.create_token_request(service_account, &params, &request)).await?;

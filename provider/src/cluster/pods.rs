@@ -105,7 +105,7 @@ impl PodMarks {
 
 impl KubeCluster {
     fn pods(&self, namespace: &str) -> Api<Pod> {
-        Api::namespaced(self.client(), namespace)
+        Api::namespaced(self.bounded_client(), namespace)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::fs::File;
-use std::io::{PipeReader, PipeWriter, Read, Write};
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
@@ -50,13 +50,19 @@ impl Child {
         let sources = root::open_sources(&self.spec, &self.cgroups)?;
         root::change(&self.spec.root.path)?;
         self.await_cgroups()?;
-        root::place(sources)?;
+        let bound = root::place_file_systems(sources)?;
+        // All that goes by the paths of our own file systems comes before there is anything of the pod's.
+        devices::reopen_null(self.streams.nothing)?;
         if let Some(socket) = &self.terminal {
             devices::open_terminal(socket, self.spec.process.user.uid)?;
         }
+        root::protect(&self.spec)?;
+        root::place_bound(bound)?;
         let process = &self.spec.process;
         root::make_directory(&process.cwd)?;
-        root::protect(&self.spec)?;
+        if self.spec.root.readonly {
+            root::make_read_only()?;
+        }
         let entered = enter(process);
         let program = Program::new(process)?;
         umask(Mode::WGRP | Mode::WOTH);
@@ -69,7 +75,7 @@ impl Child {
     }
 
     fn take_streams(&mut self) -> Result<(), Failure> {
-        let Streams { stdin, stdout, stderr } = &self.streams;
+        let Streams { stdin, stdout, stderr, nothing: _ } = &self.streams;
         let user = &self.spec.process.user;
         for stream in [stdin, stdout, stderr] {
             own(stream, user.uid).or_failure(|| "hand over a standard stream".into())?;
@@ -121,7 +127,15 @@ fn own(stream: &OwnedFd, uid: u32) -> rustix::io::Result<()> {
 }
 
 fn enter(process: &super::spec::Process) -> Result<(), Failure> {
-    rustix::process::chdir(&process.cwd).or_failure(|| format!("enter working directory {}", process.cwd.display()))
+    let entered = || {
+        rustix::process::chdir(&process.cwd)?;
+        // A link to an open descriptor could lead out; a way from the root to there is one within.
+        if rustix::process::getcwd(Vec::new())?.to_bytes().starts_with(b"/") {
+            return Ok(());
+        }
+        Err(io::Error::other("it is not in the container"))
+    };
+    entered().or_failure(|| format!("enter working directory {}", process.cwd.display()))
 }
 
 fn execute(program: Program, reporter: &mut PipeWriter) -> Result<Infallible, Failure> {

@@ -3,7 +3,7 @@
 use std::fs::OpenOptions;
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 
@@ -43,6 +43,22 @@ pub(super) fn populate() -> Result<(), Failure> {
         symlinkat(target, CWD, path).or_failure(|| format!("make link {path}"))?;
     }
     Ok(())
+}
+
+/// Puts the container's own `/dev/null` in the place of the standard streams that lead nowhere: the host's belongs to the host,
+/// and whoever has it open may change its mode.
+pub(super) fn reopen_null(nothing: [bool; 3]) -> Result<(), Failure> {
+    let reopened = || {
+        let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let null = rustix::fs::open("/dev/null", flags, Mode::empty())?;
+        let put: [fn(&OwnedFd) -> rustix::io::Result<()>; 3] = [
+            |fd| rustix::stdio::dup2_stdin(fd),
+            |fd| rustix::stdio::dup2_stdout(fd),
+            |fd| rustix::stdio::dup2_stderr(fd),
+        ];
+        put.iter().zip(nothing).filter(|(_, nothing)| *nothing).try_for_each(|(put, _)| put(&null))
+    };
+    reopened().or_failure(|| "open /dev/null".into())
 }
 
 /// Makes a terminal of the container's own its standard streams, and sends the other side to whoever reads from `socket`.

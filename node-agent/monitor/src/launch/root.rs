@@ -119,13 +119,14 @@ pub(super) fn change(path: &Path) -> Result<(), Failure> {
     changed().or_failure(|| format!("make {} the root", path.display()))
 }
 
-/// Mounts everything, in order.
-pub(super) fn place(sources: Vec<Source<'_>>) -> Result<(), Failure> {
+/// Mounts new file systems, in order. Gives back what is to be bound.
+pub(super) fn place_file_systems(sources: Vec<Source<'_>>) -> Result<Vec<Source<'_>>, Failure> {
+    let mut bound = Vec::new();
     for Source { mount, origin } in sources {
         let (flags, data) = mount.flags();
         let destination = &mount.destination;
         match origin {
-            Origin::Bound(tree) => tree.place(destination, flags)?,
+            Origin::Bound(_) => bound.push(Source { mount, origin }),
             Origin::Cgroups(dirs) => place_cgroups(destination, dirs, flags)?,
             Origin::New => {
                 let kind = if mount.kind == "cgroup" { "cgroup2" } else { &mount.kind };
@@ -134,6 +135,16 @@ pub(super) fn place(sources: Vec<Source<'_>>) -> Result<(), Failure> {
                     devices::populate()?;
                 }
             }
+        }
+    }
+    Ok(bound)
+}
+
+/// Mounts what comes from the host, in order: the pod's volumes, in which anything can be.
+pub(super) fn place_bound(sources: Vec<Source<'_>>) -> Result<(), Failure> {
+    for Source { mount, origin } in sources {
+        if let Origin::Bound(tree) = origin {
+            tree.place(&mount.destination, mount.flags().0)?;
         }
     }
     Ok(())
@@ -180,7 +191,8 @@ fn place_cgroups(destination: &Path, dirs: Vec<(&CgroupDir, Tree)>, flags: Mount
     Ok(())
 }
 
-/// Hides and protects what the specification says, and the root where it is to be read only.
+/// Hides and protects what the specification says, before anything of the pod's is mounted: what is put over it is the device of
+/// our own `/dev`.
 pub(super) fn protect(spec: &Spec) -> Result<(), Failure> {
     let mut empty = None;
     for path in &spec.linux.masked_paths {
@@ -198,14 +210,16 @@ pub(super) fn protect(spec: &Spec) -> Result<(), Failure> {
         };
         protected().or_failure(|| format!("protect {}", path.display()))?;
     }
-    if spec.root.readonly {
-        let read_only = || {
-            let root = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-            sys::make_read_only(&root)
-        };
-        read_only().or_failure(|| "mount the root read-only".into())?;
-    }
     Ok(())
+}
+
+/// Makes the root read-only, and nothing that is mounted on it.
+pub(super) fn make_read_only() -> Result<(), Failure> {
+    let read_only = || {
+        let root = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        sys::make_read_only(&root)
+    };
+    read_only().or_failure(|| "mount the root read-only".into())
 }
 
 /// Puts an empty file or directory over what is at `path`, if anything is. `empty` is the directory that was put somewhere

@@ -4,7 +4,7 @@
 //! Pure: no I/O, no clock, no randomness.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use rustix::mount::MountFlags;
@@ -145,6 +145,17 @@ impl Spec {
                 return Err(Failure(format!("{SPEC_FILE}: the {kind:?} namespace has to be a new one")));
             }
         }
+        // The devices that hide paths come from there.
+        if !spec.mounts.iter().any(|mount| mount.destination == Path::new("/dev") && mount.kind == "tmpfs") {
+            return Err(Failure("nothing can be mounted in the place of /dev".into()));
+        }
+        for mount in spec.mounts.iter().filter(|mount| mount.kind == "bind") {
+            let (flags, data) = mount.flags();
+            if !(flags - MountFlags::RDONLY).is_empty() || !data.is_empty() {
+                let path = mount.destination.display();
+                return Err(Failure(format!("{SPEC_FILE}: mount {path} has options that are not honoured")));
+            }
+        }
         if spec.process.args.is_empty() {
             return Err(Failure(format!("{SPEC_FILE}: there is nothing to execute")));
         }
@@ -202,6 +213,7 @@ mod tests {
                 "cwd": "/",
                 "capabilities": { "bounding": ["CAP_CHOWN"], "effective": [], "permitted": [] },
             },
+            "mounts": [{ "destination": "/dev", "type": "tmpfs", "source": "tmpfs" }],
             "linux": { "namespaces": [{ "type": "pid" }, { "type": "mount" }] },
         })
     }
@@ -223,6 +235,13 @@ mod tests {
         assert!(refusal(&spec).contains("`user`"));
         spec["linux"]["namespaces"] = json!([{ "type": "pid", "path": "/proc/1/ns/pid" }, { "type": "mount" }]);
         assert!(refusal(&spec).contains("Pid namespace"));
+        let mut spec = minimal();
+        spec["mounts"][0]["type"] = json!("bind");
+        assert!(refusal(&spec).contains("in the place of /dev"));
+        let mut spec = minimal();
+        let bind = json!({ "destination": "/x", "type": "bind", "source": "/y", "options": ["rbind", "noexec"] });
+        spec["mounts"].as_array_mut().unwrap().push(bind);
+        assert!(refusal(&spec).contains("mount /x has options"));
         let mut spec = minimal();
         spec["process"]["capabilities"]["bounding"] = json!(["CAP_FLY"]);
         assert!(refusal(&spec).contains("unknown capability CAP_FLY"));

@@ -30,7 +30,7 @@ impl CgroupLayout {
                 Ok(vec![CgroupDir { path: dir, names: Vec::new() }])
             }
             Self::PerController { .. } => self.create_per_controller(path, limits),
-            Self::None => Ok(Vec::new()),
+            Self::None => Err(io::Error::other("this host has no cgroups, by which containers are limited")),
         }
     }
 
@@ -54,12 +54,14 @@ impl CgroupLayout {
             }
         }
         for setting in limits.per_controller() {
-            let dir = self.dir(setting.controller, path);
-            let dir =
-                dir.ok_or_else(|| io::Error::other(format!("this host has no controller {}", setting.controller)))?;
-            write(&dir.join(setting.file), &setting.value)?;
+            match self.dir(setting.controller, path) {
+                Some(dir) => write(&dir.join(setting.file), &setting.value)?,
+                None if setting.is_weight() => {}
+                None => return Err(missing(setting.controller)),
+            }
         }
-        if let Some(dir) = self.dir("devices", path).filter(|_| !limits.all_devices) {
+        if !limits.all_devices {
+            let dir = self.dir("devices", path).ok_or_else(|| missing("devices"))?;
             write(&dir.join("devices.deny"), "a")?;
             devices::lines().try_for_each(|line| write(&dir.join("devices.allow"), &line))?;
         }
@@ -69,11 +71,9 @@ impl CgroupLayout {
 
 fn create_unified(mount: &Path, path: &str, limits: &CgroupLimits) -> io::Result<PathBuf> {
     let mut dir = mount.to_owned();
-    let mut refused = None;
+    let mut refused = Vec::new();
     for name in path.split('/').filter(|name| !name.is_empty()) {
-        if let Err(err) = hand_down(&dir) {
-            refused.get_or_insert(err);
-        }
+        refused.append(&mut hand_down(&dir)?);
         dir.push(name);
         match fs::create_dir(&dir) {
             Err(err) if err.kind() != io::ErrorKind::AlreadyExists => return Err(named(&dir, err)),
@@ -82,16 +82,15 @@ fn create_unified(mount: &Path, path: &str, limits: &CgroupLimits) -> io::Result
     }
     for setting in limits.unified() {
         let file = dir.join(setting.file);
-        match write(&file, &setting.value) {
-            // Why it is not there says more than that it is not. A weight alone is not worth to fail for.
-            Err(_) if !file.exists() => match refused.take() {
-                Some(err) => return Err(err),
-                None if setting.file == "cpu.weight" => {}
-                None => {
-                    return Err(io::Error::other(format!("this host has no controller {}", setting.controller)));
-                }
-            },
-            written => written?,
+        if let Err(err) = write(&file, &setting.value) {
+            // Why it is not there says more than that it is not.
+            let cause = refused.iter().position(|(controller, _)| *controller == setting.controller);
+            match cause.map(|at| refused.swap_remove(at).1) {
+                _ if file.exists() => return Err(err),
+                _ if setting.is_weight() => {}
+                Some(cause) => return Err(cause),
+                None => return Err(missing(setting.controller)),
+            }
         }
     }
     if !limits.all_devices {
@@ -100,17 +99,18 @@ fn create_unified(mount: &Path, path: &str, limits: &CgroupLimits) -> io::Result
     Ok(dir)
 }
 
-/// Lets the children of a cgroup have its controllers.
-fn hand_down(dir: &Path) -> io::Result<()> {
+/// Lets the children of a cgroup have its controllers. Gives those that it may not hand down, and why.
+fn hand_down(dir: &Path) -> io::Result<Vec<(&'static str, io::Error)>> {
     let list = |name: &str| fs::read_to_string(dir.join(name)).map_err(|err| named(&dir.join(name), err));
     let (own, children) = (list("cgroup.controllers")?, list("cgroup.subtree_control")?);
     let has = |list: &str, controller: &str| list.split_whitespace().any(|word| word == controller);
-    for controller in UNIFIED_CONTROLLERS {
-        if has(&own, controller) && !has(&children, controller) {
-            write(&dir.join("cgroup.subtree_control"), &format!("+{controller}"))?;
-        }
-    }
-    Ok(())
+    let lacking = UNIFIED_CONTROLLERS.iter().filter(|name| has(&own, name) && !has(&children, name));
+    let asked = lacking.map(|name| (*name, write(&dir.join("cgroup.subtree_control"), &format!("+{name}"))));
+    Ok(asked.filter_map(|(name, result)| result.err().map(|err| (name, err))).collect())
+}
+
+fn missing(controller: &str) -> io::Error {
+    io::Error::other(format!("this host has no controller {controller}"))
 }
 
 fn write(path: &Path, value: &str) -> io::Result<()> {

@@ -33,6 +33,13 @@ pub struct Setting {
     pub value: String,
 }
 
+impl Setting {
+    /// Whether it only says who comes first: not worth to fail for where a host cannot do it.
+    pub fn is_weight(&self) -> bool {
+        matches!(self.file, "cpu.shares" | "cpu.weight")
+    }
+}
+
 fn setting(controller: &'static str, file: &'static str, value: impl ToString) -> Setting {
     Setting { controller, file, value: value.to_string() }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, symlink};
 
 use rstest::rstest;
 
@@ -98,6 +98,50 @@ async fn an_image_whose_proc_is_a_link_is_refused() {
     let exit = bench.run(&runtime, bench.shell("c1", "echo run")).await;
     assert_eq!((exit.exit_code, exit.reason.as_str()), (128, "StartError"));
     assert!(exit.message.ends_with("mount proc at /proc: the image has a link in its place"), "{}", exit.message);
+}
+
+/// What hides paths would be the pod's.
+#[tokio::test]
+async fn nothing_takes_the_place_of_dev() {
+    let bench = Bench::new("builtin");
+    let runtime = bench.open().await;
+    symlink("/proc/sys/kernel/core_pattern", bench.path("shm/null")).unwrap();
+    for (id, destination) in [("c1", "/dev"), ("c2", "/dev/")] {
+        let mounts = vec![BindMount { source: bench.path("shm"), destination: destination.into(), read_only: false }];
+        let exit = bench.run(&runtime, ContainerSpec { mounts, ..bench.shell(id, "echo run") }).await;
+        assert_eq!((exit.exit_code, exit.reason.as_str()), (128, "StartError"));
+        assert!(exit.message.ends_with("nothing can be mounted in the place of /dev"), "{}", exit.message);
+    }
+    // By a link it comes to lie over the devices, when they have done their work.
+    symlink("/dev", bench.path("image/devices")).unwrap();
+    let mounts = vec![BindMount { source: bench.path("shm"), destination: "/devices".into(), read_only: false }];
+    bench.run(&runtime, ContainerSpec { mounts, ..bench.shell("c3", "cat /proc/interrupts; echo end") }).await;
+    assert_eq!(bench.lines("c3"), ["end"]);
+}
+
+#[tokio::test]
+async fn a_volume_that_is_not_there_is_named() {
+    let bench = Bench::new("builtin");
+    let runtime = bench.open().await;
+    let mounts = vec![BindMount { source: bench.path("gone"), destination: "/data".into(), read_only: false }];
+    let exit = bench.run(&runtime, ContainerSpec { mounts, ..bench.shell("c1", "echo run") }).await;
+    assert_eq!((exit.exit_code, exit.reason.as_str()), (128, "StartError"));
+    let source = bench.path("gone").display().to_string();
+    assert!(exit.message.contains(&format!("open {source}: No such file")), "{}", exit.message);
+}
+
+/// Who has the host's open may change its mode.
+#[rstest]
+#[tokio::test]
+async fn what_leads_nowhere_is_the_containers_own(#[values("builtin", "crun", "runc")] runtime: &'static str) {
+    let bench = Bench::new(runtime);
+    let runtime = bench.open().await;
+    let container = runtime.start(bench.shell("c1", "sleep 1000"), BTreeMap::new()).await.unwrap();
+    let input = format!("/proc/{}/fd/0", running(&container).await);
+    let is_of_host = || fs::metadata(&input).unwrap().dev() == fs::metadata("/dev/null").unwrap().dev();
+    eventually("standard input is the container's", || !is_of_host()).await;
+    assert_eq!(fs::read_link(&input).unwrap(), std::path::Path::new("/dev/null"));
+    runtime.remove(&container.id).await.unwrap();
 }
 
 /// The image's own directories are made up for, on its writable layer.

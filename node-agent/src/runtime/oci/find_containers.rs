@@ -22,7 +22,8 @@ impl Inner {
                     found.push(Entry::new(record, dirs));
                 }
                 Ok(Some(record)) if record.id == id => {
-                    self.take_back(&record, &dirs).map_err(failed("remove", &dirs.run))?;
+                    self.forget_cgroups(&record);
+                    rootfs::remove(&dirs).map_err(failed("remove", &dirs.run))?;
                 }
                 Ok(_) => rootfs::remove(&dirs).map_err(failed("remove", &dirs.run))?,
                 Err(err) => {

@@ -83,6 +83,9 @@ impl Taken {
     /// Has the container started that was put together in `dirs`, and gives a runtime its specification. Blocks until that has
     /// read it; the monitor, which hears of the container now, sees to it that this is not for ever.
     pub(super) fn feed(&mut self, dirs: &ContainerDirs) -> io::Result<()> {
+        if self.fifo.is_none() && !matches!(self.spare.monitor.try_wait(), Ok(None)) {
+            return Err(io::ErrorKind::NotConnected.into());
+        }
         self.spare.connection = None;
         let Some(fifo) = &mut self.fifo else { return Ok(()) };
         let spec = fs::read(dirs.run.join(SPEC_FILE))?;

@@ -74,6 +74,7 @@ impl Inner {
         let prepared = begun.elapsed();
         if let Err(err) = spare.feed(&dirs) {
             tracing::debug!(container = record.id, %err, "feed a spare start");
+            self.forget_cgroups(&record);
             self.put_away(spare);
             return Ok(None);
         }
@@ -103,8 +104,7 @@ impl Inner {
         let configured = self
             .starter(spec, &record)
             .and_then(|starter| write(&dirs.run, CONFIG_FILE, &self.configuration(spec, &record, dirs, starter)));
-        // What a folder's removal does not take along.
-        configured.inspect_err(|_| drop(self.facts.cgroups.remove(&record.cgroup)))?;
+        configured.inspect_err(|_| self.forget_cgroups(&record))?;
         Ok(record)
     }
 
