@@ -37,9 +37,11 @@ fn outside() -> anyhow::Result<ExitCode> {
     // SAFETY: only CLONE_FILES endangers other threads, and it is not among the flags.
     unsafe { rustix::thread::unshare_unsafe(flags) }.context("make namespaces")?;
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).context("keep mounts apart")?;
+    // Asked now: process 1 mounts its own /proc over ours.
+    let hierarchies = larder_dev::down::cgroup_hierarchies()?;
     let status = again("init")?.status().context("start process 1")?;
     // There are no namespaces for these: what runs in them has ended, but they have not.
-    larder_dev::down::remove_empty_cgroups(crate::cluster::CGROUPS).context("remove cgroups")?;
+    larder_dev::down::remove_empty_cgroups(&hierarchies, crate::cluster::CGROUPS);
     Ok(exit_code(status.code()))
 }
 

@@ -91,12 +91,17 @@ pub(crate) fn clear_cgroup(name: &str) -> anyhow::Result<()> {
     host::clear_cgroup(name)
 }
 
-/// Removes the cgroups whose names begin so, in every hierarchy, where no process is left in them.
+/// Where the hierarchies of cgroups are mounted.
 ///
 /// # Errors
 /// When the mounts of this machine cannot be read.
-pub fn remove_empty_cgroups(prefix: &str) -> anyhow::Result<()> {
-    host::remove_empty_cgroups(prefix)
+pub fn cgroup_hierarchies() -> anyhow::Result<Vec<std::path::PathBuf>> {
+    host::cgroup_hierarchies()
+}
+
+/// Removes the cgroups whose names begin so, in these hierarchies, where no process is left in them.
+pub fn remove_empty_cgroups(hierarchies: &[std::path::PathBuf], prefix: &str) {
+    host::remove_empty_cgroups(hierarchies, prefix);
 }
 
 /// Takes away what is mounted on these folders and below them.

@@ -54,15 +54,19 @@ fn kill_cgroup(name: &str) -> anyhow::Result<Vec<PathBuf>> {
     Ok(cgroups)
 }
 
-/// Removes the cgroups whose names begin so, in every hierarchy, where no process is left in them.
-pub(super) fn remove_empty_cgroups(prefix: &str) -> anyhow::Result<()> {
-    for hierarchy in cgroups("")? {
-        for name in names_in(&hierarchy).into_iter().filter(|name| name.starts_with(prefix)) {
+/// Where the hierarchies of cgroups are mounted.
+pub(super) fn cgroup_hierarchies() -> anyhow::Result<Vec<PathBuf>> {
+    cgroups("")
+}
+
+/// Removes the cgroups whose names begin so, in these hierarchies, where no process is left in them.
+pub(super) fn remove_empty_cgroups(hierarchies: &[PathBuf], prefix: &str) {
+    for hierarchy in hierarchies {
+        for name in names_in(hierarchy).into_iter().filter(|name| name.starts_with(prefix)) {
             // What is in use is somebody's.
             drop(remove_cgroup(&hierarchy.join(name)));
         }
     }
-    Ok(())
 }
 
 fn remove_cgroups(cgroups: &[PathBuf]) -> anyhow::Result<()> {
