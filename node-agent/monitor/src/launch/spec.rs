@@ -1,7 +1,5 @@
 //! The part of the OCI runtime specification (`config.json`, version 1.0) that the launcher honours. What is not named here is
 //! refused, so that nothing that somebody asks for is silently left out.
-//!
-//! Pure: no I/O, no clock, no randomness.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
