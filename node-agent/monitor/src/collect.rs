@@ -51,7 +51,7 @@ fn collect_container(dir: &Path) -> Result<(), CollectError> {
     if let Some(state) = &state {
         kill(state).map_err(|source| CollectError::Kill { pid: state.pid, source })?;
     }
-    let oom_killed = config.memory_cgroup.as_deref().is_some_and(|cgroup| memory::oom_kills(cgroup) > 0);
+    let oom_killed = memory::ran_out(config.memory_cgroup.as_deref());
     match &config.starter {
         Starter::Runtime(command) => {
             let runtime = Runtime::new(dir, &config, command, None);

@@ -37,8 +37,10 @@ pub const REMOVED_FILE: &str = "removed";
 pub const PID_FILE: &str = "pid";
 /// Name of the file into which the runtime writes its own messages.
 pub const RUNTIME_LOG_FILE: &str = "runtime.log";
-/// Name of the file of a cgroup that lists its processes, and moves in those that are written into it.
-pub const CGROUP_PROCS_FILE: &str = "cgroup.procs";
+/// Name of the file of a bundle with the runtime specification.
+pub const SPEC_FILE: &str = "config.json";
+/// The annotation of a specification with a compiled system call filter, `struct sock_filter`s in base64: crun's name for it.
+pub const FILTER_ANNOTATION: &str = "run.oci.seccomp_bpf_data";
 /// Name of the file into which the monitor writes what it finds odd.
 pub const MONITOR_LOG_FILE: &str = "monitor.log";
 

@@ -28,6 +28,7 @@ mod devices;
 mod program;
 mod root;
 mod spec;
+mod streams;
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
@@ -36,7 +37,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use larder_monitor::Launch;
-use larder_monitor::files::CGROUP_PROCS_FILE;
+use larder_monitor::files::SPEC_FILE;
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
 use self::spec::Spec;
@@ -44,8 +45,8 @@ use crate::console::receive_descriptor;
 use crate::runtime::Stdios;
 use crate::sys;
 
-/// The runtime specification in a bundle.
-const SPEC_FILE: &str = "config.json";
+/// The file of a cgroup that lists its processes, and moves in those that are written into it.
+const CGROUP_PROCS_FILE: &str = "cgroup.procs";
 /// What the child reports once nothing is left but the execution.
 const READY: u8 = 0;
 /// The longest report that is read, in bytes.
@@ -108,9 +109,8 @@ pub(crate) fn launch(bundle: &Path, launch: &Launch, stdios: Stdios) -> Result<L
         (None, None)
     };
     let (oom_score_adj, cgroups) = (spec.process.oom_score_adj, launch.cgroups.clone());
-    let streams = Streams::open(stdios).or_failure(|| "open /dev/null".into())?;
     let pid = {
-        let (child, opener) = (child::Child { spec, cgroups, streams, gate, terminal: theirs }, &mut opener);
+        let (child, opener) = (child::Child { spec, cgroups, streams: stdios, gate, terminal: theirs }, &mut opener);
         let become_container = move || {
             // Held by the monitor alone, so that its end ends the wait.
             drop(opener.take());
@@ -128,30 +128,6 @@ pub(crate) fn launch(bundle: &Path, launch: &Launch, stdios: Stdios) -> Result<L
     // Whoever does not wait any more has failed, and the report says why.
     drop(opener.iter_mut().try_for_each(|opener| opener.write_all(&[1])));
     Ok(launched)
-}
-
-/// The container's standard streams, as its process gets them.
-#[derive(Debug)]
-struct Streams {
-    stdin: OwnedFd,
-    stdout: OwnedFd,
-    stderr: OwnedFd,
-    /// Which of them lead nowhere.
-    nothing: [bool; 3],
-}
-
-impl Streams {
-    fn open(stdios: Stdios) -> io::Result<Self> {
-        let nothing = || OpenOptions::new().read(true).write(true).open("/dev/null").map(OwnedFd::from);
-        let or_nothing = |stream: Option<OwnedFd>| stream.map_or_else(nothing, Ok);
-        let has_none = Option::<OwnedFd>::is_none;
-        Ok(Self {
-            nothing: [has_none(&stdios.stdin), has_none(&stdios.stdout), has_none(&stdios.stderr)],
-            stdin: or_nothing(stdios.stdin)?,
-            stdout: or_nothing(stdios.stdout)?,
-            stderr: or_nothing(stdios.stderr)?,
-        })
-    }
 }
 
 /// The child's whole life before the container's: it comes back only when it has failed, and the monitor has been told.
@@ -175,13 +151,6 @@ fn place(pid: Pid, launch: &Launch, oom_score_adj: i32) -> Result<(), Failure> {
         write(cgroup.path.join(CGROUP_PROCS_FILE), &id)?;
     }
     write(format!("/proc/{id}/oom_score_adj").into(), &oom_score_adj.to_string())
-}
-
-/// Ends a child and takes what is left of it.
-fn end(pid: Pid) {
-    // Neither can fail for a child that was not waited for.
-    let _ = kill_process(pid, Signal::KILL);
-    let _ = waitpid(Some(pid), WaitOptions::empty());
 }
 
 impl Launched {
@@ -216,9 +185,10 @@ impl Launched {
         self.terminal.take().map(|socket| receive_descriptor(&socket))
     }
 
-    /// Ends it.
+    /// Ends it, and takes what is left of it. For one that was not waited for.
     pub(crate) fn end(self) {
-        end(self.pid);
+        let _ = kill_process(self.pid, Signal::KILL);
+        let _ = waitpid(Some(self.pid), WaitOptions::empty());
     }
 }
 

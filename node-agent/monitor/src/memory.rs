@@ -3,9 +3,14 @@
 use std::fs;
 use std::path::Path;
 
+/// Whether the kernel has killed a process in the memory cgroup `dir` because a limit was reached.
+pub(crate) fn ran_out(dir: Option<&Path>) -> bool {
+    dir.is_some_and(|dir| oom_kills(dir) > 0)
+}
+
 /// How many processes the kernel has killed in the memory cgroup `dir` because a limit was reached. 0 when that cannot be
 /// known: a container without a memory cgroup cannot reach its limit.
-pub(crate) fn oom_kills(dir: &Path) -> u64 {
+fn oom_kills(dir: &Path) -> u64 {
     // memory.events is cgroup v2, memory.oom_control v1; both have a line `oom_kill <count>`.
     ["memory.events", "memory.oom_control"]
         .iter()

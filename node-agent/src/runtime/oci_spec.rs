@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use larder_monitor::files::FILTER_ANNOTATION;
 use serde_json::{Value, json};
 
 use super::capabilities;
@@ -111,7 +112,7 @@ pub fn describe(spec: &ContainerSpec, surroundings: &Surroundings<'_>) -> Result
     match &surroundings.seccomp {
         Seccomp::Unconfined => {}
         Seccomp::Program(program) => {
-            annotations.insert("run.oci.seccomp_bpf_data".into(), program.clone());
+            annotations.insert(FILTER_ANNOTATION.into(), program.clone());
         }
         Seccomp::Profile(profile) => linux["seccomp"] = profile.clone(),
     }

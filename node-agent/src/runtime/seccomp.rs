@@ -125,11 +125,11 @@ fn compile(capabilities: &BTreeSet<String>) -> Result<BpfProgram, SeccompError> 
     let failed = |source| SeccompError::Compile { architecture, source };
     let (mut rules, mut plain) = (BTreeMap::new(), BTreeSet::new());
     for (syscall, verdict) in verdicts(capabilities) {
-        match verdict {
-            Verdict::Allow => drop(plain.insert(syscall.number)),
-            other @ (Verdict::OneOf(_) | Verdict::NoneOf(_) | Verdict::Without(_)) => {
-                drop(rules.insert(syscall.number, chain(&other).map_err(failed)?));
-            }
+        let conditions = chain(&verdict).map_err(failed)?;
+        if conditions.is_empty() {
+            plain.insert(syscall.number);
+        } else {
+            rules.insert(syscall.number, conditions);
         }
     }
     let target = architecture.try_into().map_err(failed)?;

@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use larder_node_agent::host::cgroup::CgroupLayout;
 use larder_proto::v1::{
     self, node_service_client::NodeServiceClient, pod_service_client::PodServiceClient,
     pull_service_client::PullServiceClient, watch_pods_response::Item,
@@ -293,23 +294,11 @@ fn kill_cgroup(name: &str) {
     }
 }
 
-/// Removes what is empty of a cgroup, in every hierarchy. Whatever is still ending in one keeps it.
+/// Removes a cgroup in every hierarchy. A process that was killed leaves it a little later; whatever stays in it keeps it.
 fn remove_cgroup(name: &str) {
-    let hierarchies = std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path());
-    for dir in hierarchies.chain([PathBuf::from("/sys/fs/cgroup")]).map(|hierarchy| hierarchy.join(name)) {
-        remove_empty(&dir);
-    }
-}
-
-fn remove_empty(dir: &Path) {
-    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_empty(&entry.path());
-        }
-    }
-    // A process that was killed leaves it a little later.
+    let layout = CgroupLayout::detect().unwrap();
     for _ in 0..100 {
-        match std::fs::remove_dir(dir) {
+        match layout.remove(name) {
             Err(err) if err.kind() == std::io::ErrorKind::ResourceBusy => {
                 std::thread::sleep(std::time::Duration::from_millis(10));
             }

@@ -3,17 +3,18 @@
 use std::convert::Infallible;
 use std::fs::File;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
 use larder_monitor::CgroupDir;
-use rustix::fs::{FileType, Gid, Mode, Uid};
+use rustix::fs::Mode;
 use rustix::process::{Signal, set_parent_process_death_signal, setsid, umask};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
 use super::program::Program;
 use super::spec::{NamespaceKind, Spec};
-use super::{Failure, OrFailure, READY, Streams, confinement, devices, root};
+use super::{Failure, OrFailure, READY, confinement, devices, root, streams};
+use crate::runtime::Stdios;
 use crate::sys;
 
 /// What the child needs.
@@ -22,7 +23,7 @@ pub(super) struct Child {
     pub(super) spec: Spec,
     /// The container's cgroups.
     pub(super) cgroups: Vec<CgroupDir>,
-    pub(super) streams: Streams,
+    pub(super) streams: Stdios,
     /// Has a byte once the process is in its cgroups.
     pub(super) gate: PipeReader,
     /// Where the terminal's other side goes, for a container that has one.
@@ -37,7 +38,7 @@ impl Child {
         }
     }
 
-    fn prepare(mut self) -> Result<Program, Failure> {
+    fn prepare(self) -> Result<Program, Failure> {
         // Without the monitor there is nobody to look after it. What is executed is not killed, but found by its cgroups.
         set_parent_process_death_signal(Some(Signal::KILL)).or_failure(|| "bind to the monitor's life".into())?;
         sys::default_signals().or_failure(|| "set up signals".into())?;
@@ -45,14 +46,14 @@ impl Child {
         setsid().or_failure(|| "begin a session".into())?;
         // Modes are given in full where something is made.
         umask(Mode::empty());
-        self.take_streams()?;
+        streams::take(&self.streams, self.spec.process.user.uid)?;
         self.join_namespaces()?;
         let sources = root::open_sources(&self.spec, &self.cgroups)?;
         root::change(&self.spec.root.path)?;
         self.await_cgroups()?;
         let bound = root::place_file_systems(sources)?;
         // All that goes by the paths of our own file systems comes before there is anything of the pod's.
-        devices::reopen_null(self.streams.nothing)?;
+        streams::fill(&self.streams)?;
         if let Some(socket) = &self.terminal {
             devices::open_terminal(socket, self.spec.process.user.uid)?;
         }
@@ -72,18 +73,6 @@ impl Child {
             enter(process)?;
         }
         program.find()
-    }
-
-    fn take_streams(&mut self) -> Result<(), Failure> {
-        let Streams { stdin, stdout, stderr, nothing: _ } = &self.streams;
-        let user = &self.spec.process.user;
-        for stream in [stdin, stdout, stderr] {
-            own(stream, user.uid).or_failure(|| "hand over a standard stream".into())?;
-        }
-        let taken = rustix::stdio::dup2_stdin(stdin)
-            .and_then(|()| rustix::stdio::dup2_stdout(stdout))
-            .and_then(|()| rustix::stdio::dup2_stderr(stderr));
-        taken.or_failure(|| "take over standard streams".into())
     }
 
     /// Enters the pod's namespaces. New ones for processes and mounts it has already.
@@ -115,15 +104,6 @@ impl Child {
             Some(_) => sys::unshare(UnshareFlags::NEWCGROUP).or_failure(|| "make a cgroup namespace".into()),
         }
     }
-}
-
-/// Makes a pipe the container's user's, so that `/dev/stdout` can be opened.
-fn own(stream: &OwnedFd, uid: u32) -> rustix::io::Result<()> {
-    let status = rustix::fs::fstat(stream)?;
-    if uid == status.st_uid || FileType::from_raw_mode(status.st_mode) != FileType::Fifo {
-        return Ok(());
-    }
-    rustix::fs::fchown(stream, Some(Uid::from_raw(uid)), None::<Gid>)
 }
 
 fn enter(process: &super::spec::Process) -> Result<(), Failure> {

@@ -3,7 +3,7 @@
 use std::fs::OpenOptions;
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 
@@ -12,7 +12,7 @@ use rustix::mount::mount_bind;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, ptsname, unlockpt};
 
-use super::{Failure, OrFailure};
+use super::{Failure, OrFailure, streams};
 
 /// The devices that every container has, as the runtime specification demands.
 const DEVICES: [(&str, u32, u32); 6] = [
@@ -45,22 +45,6 @@ pub(super) fn populate() -> Result<(), Failure> {
     Ok(())
 }
 
-/// Puts the container's own `/dev/null` in the place of the standard streams that lead nowhere: the host's belongs to the host,
-/// and whoever has it open may change its mode.
-pub(super) fn reopen_null(nothing: [bool; 3]) -> Result<(), Failure> {
-    let reopened = || {
-        let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let null = rustix::fs::open("/dev/null", flags, Mode::empty())?;
-        let put: [fn(&OwnedFd) -> rustix::io::Result<()>; 3] = [
-            |fd| rustix::stdio::dup2_stdin(fd),
-            |fd| rustix::stdio::dup2_stdout(fd),
-            |fd| rustix::stdio::dup2_stderr(fd),
-        ];
-        put.iter().zip(nothing).filter(|(_, nothing)| *nothing).try_for_each(|(put, _)| put(&null))
-    };
-    reopened().or_failure(|| "open /dev/null".into())
-}
-
 /// Makes a terminal of the container's own its standard streams, and sends the other side to whoever reads from `socket`.
 pub(super) fn open_terminal(socket: &UnixStream, uid: u32) -> Result<(), Failure> {
     let opened = || {
@@ -70,9 +54,7 @@ pub(super) fn open_terminal(socket: &UnixStream, uid: u32) -> Result<(), Failure
         let theirs = ioctl_tiocgptpeer(&ours, flags)?;
         rustix::fs::fchown(&theirs, Some(Uid::from_raw(uid)), None::<Gid>)?;
         rustix::process::ioctl_tiocsctty(&theirs)?;
-        rustix::stdio::dup2_stdin(&theirs)?;
-        rustix::stdio::dup2_stdout(&theirs)?;
-        rustix::stdio::dup2_stderr(&theirs)?;
+        streams::replace([Some(&theirs); 3])?;
         OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open("/dev/console")?;
         mount_bind(ptsname(&ours, Vec::new())?, "/dev/console")?;
         let fds = [ours.as_fd()];

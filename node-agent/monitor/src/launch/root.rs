@@ -51,9 +51,8 @@ struct Tree {
 
 impl Tree {
     fn open(path: &Path) -> Result<Self, Failure> {
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
         let open = || {
-            let mounts = open_tree(CWD, path, flags)?;
+            let mounts = copy(path)?;
             let is_directory = is_directory(&mounts)?;
             // What the host mounts and unmounts there from now on is the host's.
             sys::make_private(&mounts)?;
@@ -80,6 +79,12 @@ impl Tree {
         let empty = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
         move_mount(&self.mounts, "", place, "", empty).map_err(io::Error::from)
     }
+}
+
+/// A copy of what is mounted at `path` and below it, mounted nowhere yet.
+fn copy(path: &Path) -> rustix::io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+    open_tree(CWD, path, flags)
 }
 
 fn is_directory(fd: impl AsFd) -> rustix::io::Result<bool> {
@@ -200,8 +205,7 @@ pub(super) fn protect(spec: &Spec) -> Result<(), Failure> {
     }
     for path in &spec.linux.readonly_paths {
         let protected = || {
-            let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
-            let tree = match open_tree(CWD, path, flags) {
+            let tree = match copy(path) {
                 Err(Errno::NOENT) => return Ok(()),
                 tree => tree?,
             };

@@ -5,15 +5,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
+use larder_monitor::files::{FILTER_ANNOTATION, SPEC_FILE};
 use rustix::mount::MountFlags;
 use rustix::thread::CapabilitySet;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use super::{Failure, SPEC_FILE};
-
-/// Where crun, and we, find a compiled system call filter: `struct sock_filter`s in base64.
-const FILTER_ANNOTATION: &str = "run.oci.seccomp_bpf_data";
+use super::Failure;
 
 /// A container.
 #[derive(Debug, Deserialize)]

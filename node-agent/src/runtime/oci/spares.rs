@@ -20,7 +20,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use larder_monitor::files::{self, CONFIG_FILE, FED_FILE};
+use larder_monitor::files::{self, CONFIG_FILE, FED_FILE, SPEC_FILE};
 use rustix::fs::{CWD, Mode, OFlags, mkfifoat};
 use tokio::process::Child;
 use tokio::sync::Notify;
@@ -34,8 +34,6 @@ use crate::runtime::{ContainerId, ContainerSpec, monitor_client, rootfs};
 const REFILL_AFTER: Duration = Duration::from_millis(150);
 /// How long a spare that is not wanted may take to end.
 const END_LIMIT: Duration = Duration::from_secs(5);
-/// The runtime's specification in a bundle.
-pub(super) const SPEC_FILE: &str = "config.json";
 
 /// The spares of a runtime.
 #[derive(Debug)]

@@ -7,11 +7,11 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use larder_monitor::files::{self, CONFIG_FILE};
+use larder_monitor::files::{self, CONFIG_FILE, SPEC_FILE};
 use larder_monitor::{Launch, LogConfig, MonitorConfig, RuntimeCommand, Starter};
 use tokio::time::Instant;
 
-use super::spares::{SPEC_FILE, Taken};
+use super::spares::Taken;
 use super::{Entry, Inner, failed};
 use crate::host::cgroup;
 use crate::runtime::oci_spec::{Seccomp, SpecError, Surroundings, describe};
